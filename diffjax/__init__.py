@@ -1,0 +1,1 @@
+"""Diffusion models in JAX as pure functions."""
