@@ -1,0 +1,144 @@
+"""Noise levels and the Gaussian forward process between them.
+
+A level says how much signal and how much noise an array holds,
+
+    x_t = alpha_t x0 + sigma_t eps,    eps ~ N(0, I),    logsnr_t = 2 log(alpha_t / sigma_t).
+
+Between two levels s < t (s cleaner) the process is the Gaussian Markov kernel
+
+    q(x_t | x_s) = N(alpha_ts x_s, sigma_ts^2 I),
+    alpha_ts = alpha_t / alpha_s,    sigma_ts^2 = sigma_t^2 - alpha_ts^2 sigma_s^2,
+
+and, given the clean x0, its reverse is
+
+    q(x_s | x_t, x0) = N(mean, variance I),
+    mean     = (alpha_ts sigma_s^2 x_t + alpha_s sigma_ts^2 x0) / sigma_t^2,
+    variance = sigma_ts^2 sigma_s^2 / sigma_t^2.
+
+For a variance-preserving table with neighbouring steps, alpha_ts^2 = 1 - beta_t and
+sigma_ts^2 = beta_t: the formulas are those of DDPM (arXiv:2006.11239, Eqs. 2, 4, 6, 7).
+Source for the general form: Variational Diffusion Models, arXiv:2107.00630, Appendix A.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+
+class NoiseLevel(NamedTuple):
+    """One noise level, or an array of them; the three leaves share one shape.
+
+    Attributes:
+      t: the clock that the network was trained on (0 = data; 1, or T - 1 in tables, = noise).
+      alpha: scale of the clean signal, >= 0, float32.
+      sigma: scale of the noise, >= 0, float32.
+    """
+
+    t: Array
+    alpha: Array
+    sigma: Array
+
+
+def expand(values: Array, x: Array) -> Array:
+    """Append axes to a scalar or [B] array, so that it broadcasts against x of shape [B, ...].
+
+    >>> expand(jnp.ones(4), jnp.ones((4, 8, 8, 1))).shape
+    (4, 1, 1, 1)
+    """
+    values = jnp.asarray(values)
+    return values.reshape(values.shape + (1,) * (x.ndim - values.ndim)) if values.ndim else values
+
+
+def expand_level(level: NoiseLevel, x: Array) -> NoiseLevel:
+    """Append axes to every leaf of a level, so that it broadcasts against x of shape [B, ...]."""
+    return NoiseLevel(*(expand(leaf, x) for leaf in level))
+
+
+def logsnr(level: NoiseLevel) -> Array:
+    """Log signal-to-noise ratio, 2 log(alpha / sigma), in the shape of the level.
+
+    It is +inf at sigma = 0 and -inf at alpha = 0.
+    """
+    return 2.0 * (jnp.log(level.alpha) - jnp.log(level.sigma))
+
+
+def add_noise(x0: Array, eps: Array, level: NoiseLevel) -> Array:
+    """Noise clean data to a level in one go: x = alpha x0 + sigma eps, the DDPM `q_sample`.
+
+    Source: DDPM, arXiv:2006.11239, Eq. 4.
+
+    Args:
+      x0: [B, ...] clean data, float32.
+      eps: [B, ...] standard normal noise, float32.
+      level: the target level; leaves scalar or [B].
+
+    Returns:
+      [B, ...] noisy data, float32.
+
+    >>> level = NoiseLevel(jnp.array(0.5), jnp.array(0.6), jnp.array(0.8))
+    >>> float(add_noise(jnp.ones((1, 2)), jnp.zeros((1, 2)), level)[0, 0])
+    0.6000000238418579
+    """
+    alpha, sigma = expand(level.alpha, x0), expand(level.sigma, x0)
+    return alpha * x0 + sigma * eps
+
+
+def transition(current: NoiseLevel, next_: NoiseLevel) -> tuple[Array, Array]:
+    """Scale and variance of the forward kernel that leads from the cleaner level to the noisier.
+
+        alpha_ts = alpha_t / alpha_s,    sigma_ts^2 = sigma_t^2 (1 - SNR_t / SNR_s)
+
+    Sampling order: `current` is the noisier level t, `next_` the cleaner level s. The variance is
+    written as a product, because the difference of two nearly equal squares would cancel. It is 0
+    where the two levels are equal, also at sigma = 0.
+    """
+    alpha_ts = current.alpha / next_.alpha
+    # double where: the quotient of the untaken branch is 0 / 0 at sigma_t = 0
+    noisy = current.sigma > 0
+    ratio = alpha_ts * next_.sigma / jnp.where(noisy, current.sigma, 1.0)
+    variance = current.sigma**2 * jnp.maximum((1.0 - ratio) * (1.0 + ratio), 0.0)
+    return alpha_ts, jnp.where(noisy, variance, 0.0)
+
+
+def q_step(x: Array, eps: Array, current: NoiseLevel, next_: NoiseLevel) -> Array:
+    """One step of the forward chain, q(x_t | x_s): from `current` (s) to the noisier `next_` (t).
+
+        x_t = alpha_ts x_s + sigma_ts eps
+
+    With neighbouring levels of a table this is x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps.
+    Source: DDPM, arXiv:2006.11239, Eq. 2.
+
+    Args:
+      x: [B, ...] data at level `current`, float32.
+      eps: [B, ...] fresh standard normal noise, float32.
+      current, next_: levels with leaves scalar or [B]; `next_` has the lower SNR.
+
+    Returns:
+      [B, ...] data at level `next_`, float32.
+    """
+    scale, variance = transition(expand_level(next_, x), expand_level(current, x))
+    return scale * x + jnp.sqrt(variance) * eps
+
+
+def q_posterior(x: Array, x0: Array, current: NoiseLevel, next_: NoiseLevel) -> tuple[Array, Array]:
+    """Mean and variance of q(x_s | x_t, x0), from the noisier `current` (t) to `next_` (s).
+
+    Source: DDPM, arXiv:2006.11239, Eq. 7, for neighbouring steps; VDM, arXiv:2107.00630,
+    Appendix A.2, for any two levels.
+
+    Args:
+      x: [B, ...] data at level `current`, float32.
+      x0: [B, ...] clean data, or an estimate of it, float32.
+      current, next_: levels with leaves scalar or [B]; `current` has the lower SNR.
+
+    Returns:
+      The mean, [B, ...], and the variance, in the shape of the levels made to broadcast with x.
+    """
+    current, next_ = expand_level(current, x), expand_level(next_, x)
+    alpha_ts, variance_ts = transition(current, next_)
+    noisy = current.sigma > 0
+    variance_t = jnp.where(noisy, current.sigma**2, 1.0)
+    keep = jnp.where(noisy, alpha_ts * next_.sigma**2 / variance_t, 1.0)
+    mean = keep * x + next_.alpha * variance_ts / variance_t * x0
+    return mean, variance_ts * next_.sigma**2 / variance_t
