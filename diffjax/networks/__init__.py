@@ -1,0 +1,18 @@
+"""Networks: functions from a noisy array, a clock and conditioning to an array.
+
+They know nothing of diffusion. This room is the only one that imports Flax.
+"""
+
+from diffjax.networks.functional import Functional, count_parameters, functional
+from diffjax.networks.unet import UNet, UNetConfig, ddpm_celeba64, ddpm_cifar10, unet
+
+__all__ = [
+    "Functional",
+    "UNet",
+    "UNetConfig",
+    "count_parameters",
+    "ddpm_celeba64",
+    "ddpm_cifar10",
+    "functional",
+    "unet",
+]

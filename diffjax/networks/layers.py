@@ -1,0 +1,309 @@
+"""The layers from which the networks are built.
+
+All of them put the batch first and the channels last and take any number of spatial axes. Each
+computes in the dtype of its input: parameters are cast to it, so that the network that owns the
+layers decides the compute dtype once, where it casts its input. Normalisation statistics and the
+softmax of attention are float32 always.
+
+Kernels are drawn uniformly with variance 2 / (fan_in + fan_out), biases start at zero: the
+initialisation of DDPM (arXiv:2006.11239). Layers that end a residual branch can start at zero.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.nn.initializers import normal, variance_scaling, zeros
+
+from diffjax.core.keys import fold_in_each
+from diffjax.networks import operations
+
+fan_average_uniform = variance_scaling(1.0, "fan_avg", "uniform")
+
+
+class Linear(nnx.Module):
+    """y = x kernel + bias, over the last axis. kernel: [in, out]."""
+
+    def __init__(self, in_features: int, out_features: int, *, zero=False, rngs: nnx.Rngs):
+        initializer = zeros if zero else fan_average_uniform
+        self.kernel = nnx.Param(initializer(rngs.params(), (in_features, out_features)))
+        self.bias = nnx.Param(jnp.zeros(out_features))
+
+    def __call__(self, x: Array) -> Array:
+        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
+class Conv(nnx.Module):
+    """A convolution over all spatial axes. kernel: [*window, in, out].
+
+    padding: as in `operations.conv`: "SAME", an integer, or a (low, high) pair for each axis.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        window: Sequence[int],
+        *,
+        strides: int = 1,
+        padding: operations.Padding = "SAME",
+        zero: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        initializer = zeros if zero else fan_average_uniform
+        shape = (*window, in_channels, out_channels)
+        self.kernel = nnx.Param(initializer(rngs.params(), shape))
+        self.bias = nnx.Param(jnp.zeros(out_channels))
+        self.strides = strides
+        self.padding = padding
+
+    def __call__(self, x: Array) -> Array:
+        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
+        return operations.conv(x, kernel, bias, strides=self.strides, padding=self.padding)
+
+
+class GroupNorm(nnx.Module):
+    """Normalise groups of channels over space. scale, bias: [channels].
+
+    Source: Group Normalization, arXiv:1803.08494.
+    """
+
+    def __init__(self, channels: int, num_groups: int, *, eps: float):
+        require_divisible(channels, num_groups, "GroupNorm's channels", "num_groups")
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.num_groups = num_groups
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        scale, bias = self.scale[...], self.bias[...]
+        return operations.group_norm(x, scale, bias, num_groups=self.num_groups, eps=self.eps)
+
+
+class Embedding(nnx.Module):
+    """A table of vectors looked up by integers. embedding: [num, features], standard normal.
+
+    An index outside the table gives NaN, never the vector of another index.
+    """
+
+    def __init__(self, num: int, features: int, *, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(normal(1.0)(rngs.params(), (num, features)))
+
+    def __call__(self, index: Array) -> Array:
+        return jnp.take(self.embedding[...], index, axis=0, mode="fill")
+
+
+class TimeEmbedding(nnx.Module):
+    """Two linear layers with SiLU between them, over sinusoidal features."""
+
+    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs):
+        self.linear_1 = Linear(in_features, out_features, rngs=rngs)
+        self.linear_2 = Linear(out_features, out_features, rngs=rngs)
+
+    def __call__(self, features: Array) -> Array:
+        return self.linear_2(jax.nn.silu(self.linear_1(features)))
+
+
+class SelfAttention(nnx.Module):
+    """x + attention over all positions, behind a GroupNorm, with learned projections.
+
+    Source: DDPM, arXiv:2006.11239, appendix B; heads: ADM, arXiv:2105.05233, section 3.1.
+
+    Args:
+      channels: of input and output.
+      head_dim: channels of each head; None for a single head.
+      num_groups: of the GroupNorm in front; 0 for none.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        head_dim: int | None = None,
+        num_groups: int,
+        eps: float,
+        zero: bool,
+        rngs: nnx.Rngs,
+    ):
+        head_dim = channels if head_dim is None else head_dim
+        require_divisible(channels, head_dim, "the channels of an attention", "head_dim")
+        self.head_dim = head_dim
+        if num_groups:
+            self.group_norm = GroupNorm(channels, num_groups, eps=eps)
+        self.normalised = num_groups > 0
+        self.to_q = Linear(channels, channels, rngs=rngs)
+        self.to_k = Linear(channels, channels, rngs=rngs)
+        self.to_v = Linear(channels, channels, rngs=rngs)
+        self.to_out = nnx.List([Linear(channels, channels, zero=zero, rngs=rngs)])
+
+    def __call__(self, x: Array) -> Array:
+        """x: [B, *spatial, channels]."""
+        h = self.group_norm(x) if self.normalised else x
+        h = h.reshape(x.shape[0], -1, x.shape[-1])
+        heads = (*h.shape[:2], -1, self.head_dim)
+        q, k, v = (project(h).reshape(heads) for project in (self.to_q, self.to_k, self.to_v))
+        mixed = operations.attention(q, k, v).reshape(h.shape)
+        return x + self.to_out[0](mixed).reshape(x.shape)
+
+
+class Downsample(nnx.Module):
+    """Halve every spatial axis by a 3-wide convolution of stride 2, or by averaging pairs.
+
+    Args:
+      padding: 1 pads both sides by one element; 0 pads one element at the high side only. They
+        sample different positions, so that trained weights fit only one of them.
+    """
+
+    def __init__(self, channels: int, *, dims: int, padding: int, rngs: nnx.Rngs):
+        sides = ((0, 1),) * dims if padding == 0 else padding
+        self.conv = Conv(channels, channels, (3,) * dims, strides=2, padding=sides, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.conv(x)
+
+
+class Upsample(nnx.Module):
+    """Enlarge the spatial axes to `size` by the nearest element, then convolve, 3 wide."""
+
+    def __init__(self, channels: int, *, dims: int, rngs: nnx.Rngs):
+        self.conv = Conv(channels, channels, (3,) * dims, rngs=rngs)
+
+    def __call__(self, x: Array, size: Sequence[int]) -> Array:
+        return self.conv(operations.upsample_nearest(x, size))
+
+
+class ResidualBlock(nnx.Module):
+    """x + conv(SiLU(norm(conv(SiLU(norm(x))) with the time))), the block of all the UNets here.
+
+        h = conv1(resize(SiLU(norm1(x))))
+        h = norm2(h + W temb)                              scale_shift off (DDPM)
+        h = norm2(h) (1 + scale) + shift,  (scale, shift) = W temb    scale_shift on (ADM)
+        y = shortcut(resize(x)) + conv2(dropout(SiLU(h)))
+
+    Source: DDPM, arXiv:2006.11239, appendix B; scale and shift, resizing: ADM, arXiv:2105.05233.
+
+    Args:
+      resize: None, "down" (average pairs) or "up" (nearest element, to the size of the call).
+      zero: start conv2 at zero, so that the block starts as its shortcut.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_features: int,
+        *,
+        dims: int,
+        num_groups: int,
+        eps: float,
+        dropout: float = 0.0,
+        scale_shift: bool = False,
+        resize: str | None = None,
+        zero: bool,
+        rngs: nnx.Rngs,
+    ):
+        window = (3,) * dims
+        self.norm1 = GroupNorm(in_channels, num_groups, eps=eps)
+        self.conv1 = Conv(in_channels, out_channels, window, rngs=rngs)
+        self.time_emb_proj = Linear(time_features, out_channels * (1 + scale_shift), rngs=rngs)
+        self.norm2 = GroupNorm(out_channels, num_groups, eps=eps)
+        self.conv2 = Conv(out_channels, out_channels, window, zero=zero, rngs=rngs)
+        self.projected = in_channels != out_channels
+        if self.projected:
+            self.conv_shortcut = Conv(in_channels, out_channels, (1,) * dims, rngs=rngs)
+        self.dropout = dropout
+        self.scale_shift = scale_shift
+        self.resize = resize
+
+    def __call__(
+        self, x: Array, temb: Array, keys: Array | None = None, size: Sequence[int] = ()
+    ) -> Array:
+        """x: [B, *spatial, in]; temb: [B, time_features], already behind its SiLU."""
+        h = self._resize(jax.nn.silu(self.norm1(x)), size)
+        h = self.conv1(h)
+        time = self.time_emb_proj(temb)
+        time = time.reshape(time.shape[0], *(1,) * (x.ndim - 2), -1)
+        if self.scale_shift:
+            scale, shift = jnp.split(time, 2, axis=-1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + time)
+        h = self.conv2(dropout(jax.nn.silu(h), keys, self.dropout))
+        x = self._resize(x, size)
+        return h + (self.conv_shortcut(x) if self.projected else x)
+
+    def _resize(self, x: Array, size: Sequence[int]) -> Array:
+        if self.resize == "down":
+            return halve(x)
+        return operations.upsample_nearest(x, size) if self.resize == "up" else x
+
+
+def halve(x: Array) -> Array:
+    """Average pairs along every spatial axis; the last element of an odd axis is left out."""
+    even = tuple(slice(n // 2 * 2) for n in x.shape[1:-1])
+    return operations.avg_pool(x[:, *even], 2)
+
+
+def dropout(x: Array, keys: Array | None, rate: float) -> Array:
+    """Zero each element with probability `rate` and divide the others by 1 - rate.
+
+    The draws of sample i come from keys[i] alone. Without keys, x is returned as it is.
+
+    Args:
+      x: [B, ...].
+      keys: [B] PRNG keys, or None.
+      rate: in [0, 1), a Python number.
+    """
+    if keys is None or rate == 0.0:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def branch(keys: Array | None, index: int) -> Array | None:
+    """The keys of part `index` of a network: one fold_in for each sample; None stays None."""
+    return None if keys is None else fold_in_each(keys, index)
+
+
+def sinusoidal_features(
+    t: Array, features: int, *, flip_sin_to_cos: bool = False, freq_shift: float = 1.0
+) -> Array:
+    """Sines and cosines of t at geometrically spaced frequencies.
+
+        w_i = 10000^(-i / (features / 2 - freq_shift)),    [sin(w t), cos(w t)]
+
+    Source: Attention Is All You Need, arXiv:1706.03762, section 3.5. Trained networks disagree on
+    two points, which are therefore arguments.
+
+    Args:
+      t: [B] clock, any real numbers.
+      features: size of the result; an odd one is filled with a zero.
+      flip_sin_to_cos: cosines first.
+      freq_shift: 1 in DDPM (the last frequency is 1 / 10000), 0 in the transformer and in ADM.
+
+    Returns:
+      [B, features], float32.
+
+    >>> sinusoidal_features(jnp.arange(3), 8).shape
+    (3, 8)
+    """
+    half = features // 2
+    rates = jnp.exp(
+        jnp.arange(half, dtype=jnp.float32) * (-math.log(10000.0) / (half - freq_shift))
+    )
+    angles = t.astype(jnp.float32)[:, None] * rates
+    waves = (
+        [jnp.cos(angles), jnp.sin(angles)]
+        if flip_sin_to_cos
+        else [jnp.sin(angles), jnp.cos(angles)]
+    )
+    return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, features % 2)))
+
+
+def require_divisible(number: int, divisor: int, what: str, by: str) -> None:
+    """Raise ValueError, naming both, unless `divisor` divides `number`."""
+    if divisor < 1 or number % divisor:
+        raise ValueError(f"{what} ({number}) must be a multiple of {by} ({divisor})")
