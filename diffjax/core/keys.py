@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 
 class BatchKeys(NamedTuple):
@@ -69,10 +70,10 @@ def fold_in_each(keys: Array, data: Array | int) -> Array:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 
-def normal_each(keys: Array, shape: tuple[int, ...]) -> Array:
-    """One standard normal array of `shape` for every key: [b, *shape] float32.
+def normal_each(keys: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+    """One standard normal array of `shape` for every key: [b, *shape].
 
     >>> normal_each(sample_keys(jax.random.key(0), jnp.arange(2)), (8, 8, 1)).shape
     (2, 8, 8, 1)
     """
-    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)

@@ -136,9 +136,36 @@ def q_posterior(x: Array, x0: Array, current: NoiseLevel, next_: NoiseLevel) -> 
       The mean, [B, ...], and the variance, in the shape of the levels made to broadcast with x.
     """
     current, next_ = expand_level(current, x), expand_level(next_, x)
-    alpha_ts, variance_ts = transition(current, next_)
+    alpha_ts, _ = transition(current, next_)
+    small, large = reverse_variances(current, next_)
     noisy = current.sigma > 0
     variance_t = jnp.where(noisy, current.sigma**2, 1.0)
     keep = jnp.where(noisy, alpha_ts * next_.sigma**2 / variance_t, 1.0)
-    mean = keep * x + next_.alpha * variance_ts / variance_t * x0
-    return mean, variance_ts * next_.sigma**2 / variance_t
+    return keep * x + next_.alpha * large / variance_t * x0, small
+
+
+def reverse_variances(current: NoiseLevel, next_: NoiseLevel) -> tuple[Array, Array]:
+    """The smallest and the largest sensible variance of a reverse step, in the levels' shape.
+
+        small = sigma_ts^2 sigma_s^2 / sigma_t^2    exact for data that is a single point
+        large = sigma_ts^2                          exact for data that is N(0, I)
+
+    Neighbouring steps of a table: beta-tilde_t and beta_t. Source: DDPM, arXiv:2006.11239,
+    Section 3.2.
+
+    Args:
+      current, next_: the noisier level t and the cleaner level s; leaves of one shape.
+    """
+    _, large = transition(current, next_)
+    # double where: the quotient of the untaken branch is 0 / 0 at sigma_t = 0
+    noisy = current.sigma > 0
+    ratio = jnp.where(noisy, next_.sigma / jnp.where(noisy, current.sigma, 1.0), 0.0)
+    return large * ratio**2, large
+
+
+def interpolate_variance(log_small: Array, log_large: Array, fraction: Array) -> Array:
+    """The log-variance that a network picks: fraction in [0, 1], from small (0) to large (1).
+
+    Source: Improved DDPM, arXiv:2102.09672, Eq. 15.
+    """
+    return fraction * log_large + (1.0 - fraction) * log_small

@@ -1,0 +1,284 @@
+"""Training losses: denoising regression under any prediction, weight and choice of times.
+
+For a clean x0, a time t and noise eps, the network F is regressed on its target,
+
+    loss = w_F(level) mean |F - target|^2,    w_F = w(level) out(level)^2,
+
+where w is the weight of the same error measured on x0 (x0 - x0_estimate = out (target - F)). A
+weight is therefore written once, on x0, and gives the same gradient whichever prediction the
+network makes.
+
+Weights on x0 (SNR = alpha^2 / sigma^2):
+
+    constant            1
+    simple, snr         SNR: plain mean squared error on eps, DDPM's L_simple
+    snr_plus_one        SNR + 1: plain mean squared error on v
+    truncated_snr       max(SNR, 1)
+    min_snr(gamma)      min(SNR, gamma)
+    p2(gamma, k)        SNR / (k + SNR)^gamma
+    sigmoid(bias)       SNR sigmoid(bias - log SNR)
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffjax.core.keys import BatchKeys, batch_keys, fold_in_each, normal_each, sample_keys
+from diffjax.core.levels import NoiseLevel, add_noise, expand, interpolate_variance
+from diffjax.core.parameterizations import (
+    Parameterization,
+    check_schedule,
+    eps,
+    estimate_x0,
+    run_network,
+    split_learned_variance,
+    target,
+)
+from diffjax.core.schedules import Schedule, Table, num_train_steps
+from diffjax.core.variational import bound_term, log_variances
+
+Weight = Callable[[NoiseLevel], Array]
+TimeSampler = Callable[[BatchKeys], Array]
+Batch = Mapping[str, Array]
+Loss = Callable[[Any, Batch, BatchKeys | Array], tuple[Array, dict[str, Array]]]
+
+
+def _snr(level: NoiseLevel) -> Array:
+    return (level.alpha / level.sigma) ** 2
+
+
+def constant(level: NoiseLevel) -> Array:
+    """Plain mean squared error on x0."""
+    return jnp.ones_like(level.alpha)
+
+
+def simple(level: NoiseLevel) -> Array:
+    """Plain mean squared error on eps: DDPM's L_simple, arXiv:2006.11239, Eq. 14."""
+    return _snr(level)
+
+
+def snr_plus_one(level: NoiseLevel) -> Array:
+    """Plain mean squared error on v: arXiv:2202.00512, Section 4."""
+    return _snr(level) + 1.0
+
+
+def truncated_snr(level: NoiseLevel) -> Array:
+    """The larger of the errors on x0 and on eps: arXiv:2202.00512, Section 4."""
+    return jnp.maximum(_snr(level), 1.0)
+
+
+def min_snr(gamma: float = 5.0) -> Weight:
+    """Min-SNR-gamma, which limits the weight of the clean end: arXiv:2303.09556, Section 3.4."""
+    return lambda level: jnp.minimum(_snr(level), gamma)
+
+
+def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
+    """Perception-prioritized weight, 1 / (k + SNR)^gamma on eps: arXiv:2204.00227, Eq. 8."""
+    return lambda level: _snr(level) / (k + _snr(level)) ** gamma
+
+
+def sigmoid(bias: float = 0.0) -> Weight:
+    """Sigmoid weight, sigmoid(bias - log SNR) on eps.
+
+    Source: Kingma and Gao, arXiv:2303.00848; Hoogeboom et al., arXiv:2410.19324, Section 3.1.
+    """
+    return lambda level: _snr(level) * jax.nn.sigmoid(bias - jnp.log(_snr(level)))
+
+
+WEIGHTS: dict[str, Callable[..., Any]] = {
+    "constant": lambda: constant,
+    "simple": lambda: simple,
+    "snr": lambda: simple,
+    "snr_plus_one": lambda: snr_plus_one,
+    "truncated_snr": lambda: truncated_snr,
+    "min_snr": min_snr,
+    "p2": p2,
+    "sigmoid": sigmoid,
+}
+
+
+def prediction_weight(
+    weight: Weight, parameterization: Parameterization, level: NoiseLevel
+) -> Array:
+    """The weight on x0 converted to one on the network's output: w(level) out(level)^2.
+
+    At SNR 0 and infinity the product is the limit: alpha and sigma count as 1e-9 at least.
+    """
+    level = level._replace(
+        alpha=jnp.maximum(level.alpha, 1e-9), sigma=jnp.maximum(level.sigma, 1e-9)
+    )
+    _, out = parameterization.estimate(level)
+    # out may be tiny where w is huge: multiply one factor at a time
+    return weight(level) * out * out
+
+
+def uniform(keys: BatchKeys) -> Array:
+    """Independent uniform times, [b] in [0, 1)."""
+    return jax.vmap(jax.random.uniform)(_folded(keys, 0))
+
+
+def stratified(keys: BatchKeys) -> Array:
+    """One uniform time in each of as many equal intervals as the global batch has samples."""
+    return (keys.index + uniform(keys)) / keys.size
+
+
+def low_discrepancy(keys: BatchKeys) -> Array:
+    """An even grid of times under one common random shift: arXiv:2107.00630, Appendix I.1."""
+    return (jax.random.uniform(keys.key) + keys.index / keys.size) % 1.0
+
+
+TIME_SAMPLERS: dict[str, TimeSampler] = {
+    "uniform": uniform,
+    "stratified": stratified,
+    "low_discrepancy": low_discrepancy,
+}
+
+
+class Noised(NamedTuple):
+    """What a loss trains on: x = alpha x0 + sigma eps at each sample's own level."""
+
+    x: Array
+    eps: Array
+    level: NoiseLevel
+    keys: Array
+
+
+def noise_batch(
+    x0: Array, schedule: Schedule, keys: BatchKeys, times: TimeSampler = uniform
+) -> Noised:
+    """Draw a time and noise for every sample and noise it.
+
+    Args:
+      x0: [b, ...] clean data, float32.
+      schedule: a table draws integer steps 0 .. T - 1, a continuous one times in [0, 1).
+      keys: see `diffjax.core.keys`.
+      times: the distribution of times.
+
+    Returns:
+      `Noised`, whose `keys`, [b], are left for the network's own randomness.
+    """
+    noise = normal_each(_folded(keys, 1), x0.shape[1:])
+    level = schedule(training_times(schedule, times(keys)))
+    return Noised(add_noise(x0, noise, level), noise, level, _folded(keys, 2))
+
+
+def training_times(schedule: Schedule, u: Array) -> Array:
+    """Map [0, 1) to the times of a schedule: floor(u T) for a table, u itself otherwise."""
+    steps = num_train_steps(schedule)
+    if steps is None:
+        return u
+    # u T may round up to T in float32
+    return jnp.minimum(jnp.floor(u * steps).astype(jnp.int32), steps - 1)
+
+
+def diffusion_loss(
+    apply: Callable[..., Array],
+    schedule: Schedule,
+    parameterization: Parameterization = eps,
+    *,
+    weight: Weight = simple,
+    times: TimeSampler = uniform,
+) -> Loss:
+    """The denoising loss of one sample, for each sample of a batch.
+
+        w(level) out(level)^2 mean |F(x, t) - target|^2
+
+    The default is DDPM's L_simple. Source: DDPM, arXiv:2006.11239, Eq. 14 and Algorithm 1.
+
+    Args:
+      apply: `apply(params, x, t, keys=[b] keys, **conditioning)` -> [b, ...].
+      schedule: the forward process.
+      parameterization: what the network predicts.
+      weight: the weight of the error on x0.
+      times: the distribution of times.
+
+    Returns:
+      `loss(params, batch, keys) -> (losses [b], metrics)`: `batch` holds "x0" [b, ...] and the
+      network's conditioning under its own names; `keys` is one key or a `BatchKeys`.
+
+    Raises:
+      ValueError: when the schedule reaches zero SNR and the prediction is undefined there.
+
+    >>> from diffjax.core.schedules import linear_betas
+    >>> loss = diffusion_loss(lambda params, x, t, keys: params * x, linear_betas())
+    >>> loss(0.0, {"x0": jnp.zeros((4, 8, 8, 1))}, jax.random.key(0))[0].shape
+    (4,)
+    """
+    check_schedule(parameterization, schedule)
+
+    def loss(params, batch, keys):
+        x0, conditioning = _split_batch(batch)
+        noised = noise_batch(x0, schedule, as_batch_keys(keys, x0), times)
+        output = run_network(
+            apply, params, parameterization, noised.x, noised.level, keys=noised.keys,
+            **conditioning,
+        )  # fmt: skip
+        error = _mean_square(output - target(parameterization, x0, noised.eps, noised.level))
+        return prediction_weight(weight, parameterization, noised.level) * error, {"mse": error}
+
+    return loss
+
+
+def hybrid_loss(
+    apply: Callable[..., Array],
+    schedule: Table,
+    parameterization: Parameterization = eps,
+    *,
+    weight: Weight = simple,
+    times: TimeSampler = uniform,
+    vlb_weight: float = 1e-3,
+) -> Loss:
+    """L_simple + vlb_weight L_vlb, for a network that learns its reverse variance.
+
+    L_vlb is T times the variational term of the drawn step, in bits per dimension; no gradient
+    flows through its mean, so that it trains the variance alone.
+    Source: Improved DDPM, arXiv:2102.09672, Eq. 16.
+
+    Arguments and result as in `diffusion_loss`, but the network's output has 2 C channels and the
+    schedule must be a table.
+    """
+    if not isinstance(schedule, Table):
+        raise TypeError("hybrid_loss needs a table of steps, for example cosine_betas().")
+    check_schedule(parameterization, schedule)
+
+    def loss(params, batch, keys):
+        x0, conditioning = _split_batch(batch)
+        noised = noise_batch(x0, schedule, as_batch_keys(keys, x0), times)
+        level = noised.level
+        output = run_network(
+            apply, params, parameterization, noised.x, level, keys=noised.keys, **conditioning
+        )
+        output, values = split_learned_variance(output, x0)
+        error = _mean_square(output - target(parameterization, x0, noised.eps, level))
+        simple_loss = prediction_weight(weight, parameterization, level) * error
+
+        estimate = jax.lax.stop_gradient(estimate_x0(parameterization, noised.x, output, level))
+        ends = (expand(end, x0) for end in log_variances(schedule, level.t))
+        log_variance = interpolate_variance(*ends, 0.5 * (values + 1.0))
+        bound = bound_term(x0, noised.x, estimate, schedule, level.t, log_variance)
+        bound = schedule.num_train_steps * bound
+        return simple_loss + vlb_weight * bound, {"mse": error, "vlb": bound}
+
+    return loss
+
+
+def as_batch_keys(keys: BatchKeys | Array, x: Array) -> BatchKeys:
+    """A plain key numbers the samples of x from 0; a `BatchKeys` is returned as it is."""
+    return keys if isinstance(keys, BatchKeys) else batch_keys(keys, x.shape[0])
+
+
+def _folded(keys: BatchKeys, purpose: int) -> Array:
+    return fold_in_each(sample_keys(keys.key, keys.index), purpose)
+
+
+def _split_batch(batch: Batch) -> tuple[Array, dict[str, Array]]:
+    if "x0" not in batch:
+        raise KeyError(f"The batch holds {sorted(batch)}; the clean data must be there as 'x0'.")
+    return batch["x0"], {name: value for name, value in batch.items() if name != "x0"}
+
+
+def _mean_square(values: Array) -> Array:
+    return jnp.mean(values.reshape(values.shape[0], -1) ** 2, axis=1)

@@ -1,0 +1,219 @@
+"""Sampling: one loop over a grid of noise levels.
+
+A `Solver` knows how to go from one level to the next by asking a denoiser; `sample` walks the
+grid with it:
+
+    x_{i+1}, state = solver.step(keys_i, x_i, state, denoise, levels[i], levels[i + 1])
+
+`keys_i` holds one key for each sample, fold_in(fold_in(key, index of the sample), i).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from diffjax.core.keys import fold_in_each, normal_each, sample_keys
+from diffjax.core.levels import NoiseLevel
+from diffjax.core.parameterizations import Denoiser
+
+State = Any
+OnStep = Callable[[Array, Array], None]
+
+
+class Solver(NamedTuple):
+    """A pair of pure functions, the whole contract of a solver.
+
+    Attributes:
+      init: x -> state, the memory of a multistep solver; () for the others.
+      step: (keys, x, state, denoise, current, next_) -> (x, state). `keys`: [B], one for each
+        sample; `current` and `next_`: scalar levels, the second one the less noisy (the other way
+        round for inversion).
+    """
+
+    init: Callable[[Array], State]
+    step: Callable[..., tuple[Array, State]]
+
+
+def stateless(step: Callable[..., Array]) -> Solver:
+    """A solver without memory from `step(keys, x, denoise, current, next_) -> x`."""
+
+    def step_and_state(keys, x, state, denoise, current, next_):
+        return step(keys, x, denoise, current, next_), state
+
+    return Solver(lambda x: (), step_and_state)
+
+
+def initial_noise(key: Array, shape: tuple[int, ...], level: NoiseLevel) -> Array:
+    """Where sampling starts: noise with the variance that unit-variance data has at `level`.
+
+        x = sqrt(alpha^2 + sigma^2) eps,    which is eps itself for variance-preserving schedules
+
+    Args:
+      key: one key, or [B] keys, one for each sample.
+      shape: (B, ...) of the batch.
+      level: the first level of the grid, scalar leaves.
+
+    Returns:
+      [B, ...] float32.
+    """
+    scale = jnp.hypot(level.alpha, level.sigma)
+    return scale * normal_each(per_sample(key, shape[0]), shape[1:])
+
+
+def per_sample(key: Array, batch_size: int) -> Array:
+    """Keys of the samples 0 .. batch_size - 1, unless `key` holds [B] keys already."""
+    if key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return sample_keys(key, jnp.arange(batch_size, dtype=jnp.int32))
+    if key.shape != (batch_size,) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            f"key is {key.dtype}{list(key.shape)}; needed is one key made by jax.random.key, or "
+            f"one for each of the {batch_size} samples (sample_keys)."
+        )
+    return key
+
+
+def sample(
+    key: Array,
+    x: Array,
+    denoise: Denoiser,
+    solver: Solver,
+    levels: NoiseLevel,
+    *,
+    num_steps: Array | int | None = None,
+    on_step: OnStep | None = None,
+) -> Array:
+    """Walk a grid of noise levels from its first to its last.
+
+    With `num_steps` left out the loop has a fixed length and can be differentiated. A traced
+    `num_steps` makes its length dynamic: pad the levels to the largest number of steps
+    (`pad_levels`), and one compiled program serves every smaller one.
+
+    Args:
+      key: one key, from which each sample's own is derived by its position; or [B] keys, for a
+        part of a larger batch (`sample_keys(key, positions)`).
+      x: [B, ...] start, at the first level, float32: see `initial_noise`.
+      denoise: (x, level) -> estimate of x0.
+      solver: how to step, for example `ddim()`.
+      levels: [N + 1] grid, for example `schedule(trailing(50))`.
+      num_steps: steps to take, at most N.
+      on_step: called in each iteration with the traced step number and the new x; for effects
+        such as `jax.debug.callback`: see `progress`.
+
+    Returns:
+      [B, ...] at the last level, float32.
+
+    >>> from diffjax.core import grids, schedules
+    >>> levels = schedules.cosine()(grids.trailing(10))
+    >>> follow = stateless(lambda keys, x, denoise, current, next_: denoise(x, current))
+    >>> sample(jax.random.key(0), jnp.ones((2, 3)), lambda x, level: 0 * x, follow, levels).shape
+    (2, 3)
+    """
+    x = _check_start(x)
+    keys, length = per_sample(key, x.shape[0]), _check_levels(levels)
+    if isinstance(num_steps, int) and not 0 < num_steps <= length:
+        raise ValueError(f"num_steps is {num_steps}; the grid has {length} steps.")
+
+    def body(i, carry):
+        x, state = _step(keys, i, *carry, denoise, solver, levels)
+        if on_step is not None:
+            on_step(i, x)
+        return x, state
+
+    steps = length if num_steps is None else num_steps
+    return lax.fori_loop(0, steps, body, (x, solver.init(x)))[0]
+
+
+class Trajectory(NamedTuple):
+    """Everything that a sampling run passed through.
+
+    Attributes:
+      x: [N + 1, B, ...] the array at each level, the start included.
+      x0: [N, B, ...] the denoiser's estimate that each step began with.
+    """
+
+    x: Array
+    x0: Array
+
+
+def trajectory(
+    key: Array,
+    x: Array,
+    denoise: Denoiser,
+    solver: Solver,
+    levels: NoiseLevel,
+    *,
+    on_step: OnStep | None = None,
+) -> Trajectory:
+    """Like `sample`, but keep every x and the first estimate of x0 of every step.
+
+    Arguments as in `sample`. The last entry of `x` is what `sample` returns.
+    """
+    x = _check_start(x)
+    keys, length = per_sample(key, x.shape[0]), _check_levels(levels)
+
+    def body(carry, i):
+        estimates = []
+
+        def recording(x, level):
+            estimates.append(denoise(x, level))
+            return estimates[-1]
+
+        x, state = _step(keys, i, *carry, recording, solver, levels)
+        if on_step is not None:
+            on_step(i, x)
+        # a LearnedVariance holds more than the estimate
+        return (x, state), (x, getattr(estimates[0], "x0", estimates[0]))
+
+    _, (xs, x0s) = lax.scan(body, (x, solver.init(x)), jnp.arange(length))
+    return Trajectory(jnp.concatenate([x[None], xs]), x0s)
+
+
+def _step(keys, i, x, state, denoise, solver, levels):
+    current, next_ = (jax.tree.map(lambda leaf, at=at: leaf[at], levels) for at in (i, i + 1))
+    return solver.step(fold_in_each(keys, i), x, state, denoise, current, next_)
+
+
+def pad_levels(levels: NoiseLevel, num_steps: int) -> NoiseLevel:
+    """Lengthen a grid to `num_steps` steps by repeating its last level.
+
+    Together with the `num_steps` argument of `sample` this lets one compiled program serve grids
+    of every length up to the padded one.
+    """
+    missing = num_steps - _check_levels(levels)
+    if missing < 0:
+        raise ValueError(f"The grid has {num_steps - missing} steps, more than {num_steps}.")
+    return jax.tree.map(lambda leaf: jnp.pad(leaf, (0, missing), mode="edge"), levels)
+
+
+def progress(bar: Any) -> OnStep:
+    """An `on_step` that advances a progress bar (anything with `update(n)`, such as tqdm's).
+
+    Works inside jit: the host is told about each step by an asynchronous callback.
+    """
+
+    def advance(_):
+        bar.update(1)
+
+    return lambda i, x: jax.debug.callback(advance, i)
+
+
+def _check_start(x: Array) -> Array:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 1:
+        raise TypeError(f"x is {x.dtype}{list(x.shape)}; sampling needs [B, ...] floats.")
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _check_levels(levels: NoiseLevel) -> int:
+    shapes = {jnp.shape(leaf) for leaf in levels}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+        raise ValueError(f"The leaves of levels have shapes {shapes}; needed is one shape [N + 1].")
+    length = next(iter(shapes))[0] - 1
+    if length < 1:
+        raise ValueError(
+            f"levels holds {length + 1} level; sampling needs a start and an end. Was num_steps 0?"
+        )
+    return length

@@ -1,0 +1,58 @@
+"""Thresholding: denoisers whose estimate of x0 stays in the range of the data."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import Array
+
+from diffjax.core.levels import expand
+from diffjax.core.parameterizations import Denoiser, LearnedVariance
+
+
+def _on_x0(denoise: Denoiser, function: Callable[[Array], Array]) -> Denoiser:
+    """Apply a function to the estimate of x0; a learned variance passes through."""
+
+    def transformed(x, level):
+        estimate = denoise(x, level)
+        if isinstance(estimate, LearnedVariance):
+            return estimate._replace(x0=function(estimate.x0))
+        return function(estimate)
+
+    return transformed
+
+
+def clip_denoised(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """Static thresholding: clip the estimate of x0 to [low, high].
+
+    Source: DDPM's sampler (arXiv:2006.11239); called static in Imagen, arXiv:2205.11487.
+
+    >>> clip_denoised(lambda x, level: 3.0 * x)(jnp.ones((1, 2)), None)
+    Array([[1., 1.]], dtype=float32)
+    """
+    return _on_x0(denoise, lambda x0: jnp.clip(x0, low, high))
+
+
+def dynamic_threshold(
+    denoise: Denoiser, quantile: float = 0.995, *, max_value: float = 1.0
+) -> Denoiser:
+    """Dynamic thresholding: clip each sample at a quantile s of |x0| and divide by s.
+
+        s = clip(quantile of |x0| over the sample, 1, max_value)
+
+    Source: Imagen, arXiv:2205.11487, Section 2.3.
+
+    Args:
+      denoise: the denoiser, its data in [-1, 1].
+      quantile: in (0, 1].
+      max_value: upper limit of s; Imagen has none (pass infinity), 1 is static clipping.
+    """
+    if not 0.0 < quantile <= 1.0:
+        raise ValueError(f"quantile is {quantile}; it must be in (0, 1].")
+
+    def threshold(x0: Array) -> Array:
+        magnitude = jnp.abs(x0).reshape(x0.shape[0], -1)
+        limit = jnp.clip(jnp.quantile(magnitude, quantile, axis=1), 1.0, max_value)
+        limit = expand(limit, x0)
+        return jnp.clip(x0, -limit, limit) / limit
+
+    return _on_x0(denoise, threshold)
