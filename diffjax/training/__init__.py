@@ -1,0 +1,1 @@
+"""Training: state, step, weight averages, sharding, checkpoints and the small parts of a loop."""
