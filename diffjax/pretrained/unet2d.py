@@ -1,0 +1,177 @@
+"""diffusers' UNet2DModel folders as a UNetConfig and params."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from diffjax.networks.functional import Params
+from diffjax.networks.unet import UNetConfig, unet
+from diffjax.pretrained.weights import UnsupportedError, read_config, read_tensors, to_params
+
+# what a key means that is absent from config.json
+DEFAULTS: dict[str, Any] = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ["DownBlock2D", *["AttnDownBlock2D"] * 3],
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": [*["AttnUpBlock2D"] * 3, "UpBlock2D"],
+    "block_out_channels": [224, 448, 672, 896],
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+}
+
+# the values that the UNet here can follow, for keys that it cannot follow everywhere
+SUPPORTED: dict[str, tuple] = {
+    "time_embedding_type": ("positional",),
+    "mid_block_type": ("UNetMidBlock2D", None),
+    "mid_block_scale_factor": (1,),
+    "downsample_padding": (0, 1),
+    "downsample_type": ("conv", "resnet", None),
+    "upsample_type": ("conv", "resnet", None),
+    "act_fn": ("silu", "swish"),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "class_embed_type": (None,),
+}
+
+# block type -> (attention, how it resizes; None as downsample_type or upsample_type says)
+DOWN_BLOCKS = {
+    "DownBlock2D": (False, "conv"),
+    "AttnDownBlock2D": (True, None),
+    "ResnetDownsampleBlock2D": (False, "resnet"),
+}
+UP_BLOCKS = {
+    "UpBlock2D": (False, "conv"),
+    "AttnUpBlock2D": (True, None),
+    "ResnetUpsampleBlock2D": (False, "resnet"),
+}
+
+OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def load_unet2d(
+    folder: str | Path, *, dtype: str = "float32", param_dtype: str = "float32"
+) -> tuple[UNetConfig, Params]:
+    """Read a saved UNet2DModel: its configuration and its params.
+
+        config, params = load_unet2d(folder)
+        apply = unet(config).apply
+
+    Args:
+      folder: holds config.json and one or more *.safetensors.
+      dtype: of the computation in the network.
+      param_dtype: to which the stored floating tensors are cast.
+
+    Raises:
+      UnsupportedError: names the key and the value of config.json that the UNet cannot follow.
+      FileNotFoundError, ValueError: files are missing, damaged, or do not fit each other.
+    """
+    config = unet2d_config(read_config(folder), dtype=dtype, param_dtype=param_dtype)
+    shapes = jax.eval_shape(unet(config).init, jax.random.key(0))
+    return config, to_params(read_tensors(folder), shapes, rename=present_name)
+
+
+def unet2d_config(
+    settings: dict[str, Any], *, dtype: str = "float32", param_dtype: str = "float32"
+) -> UNetConfig:
+    """The UNetConfig of a UNet2DModel's config.json.
+
+    Missing keys have diffusers' defaults; keys that UNet2DModel does not have are ignored, as
+    diffusers does.
+
+    Raises:
+      UnsupportedError: names the key and the value that the UNet cannot follow.
+      ValueError: the values do not fit each other.
+
+    >>> settings = {"block_out_channels": [32, 64], "down_block_types": ["DownBlock2D"] * 2,
+    ...             "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
+    >>> unet2d_config(settings).up_attention
+    (False, True)
+    """
+    saved = {**DEFAULTS, **settings}
+    _require_supported(saved)
+    down = _blocks(saved, "down_block_types", DOWN_BLOCKS, saved["downsample_type"] or "conv")
+    up = _blocks(saved, "up_block_types", UP_BLOCKS, saved["upsample_type"] or "conv")[::-1]
+    scale_shift = saved["resnet_time_scale_shift"] == "scale_shift"
+    # without a number of its own, the middle attention has no norm in scale_shift networks
+    mid_groups = saved["attn_norm_num_groups"] or (0 if scale_shift else None)
+    size = saved["sample_size"]
+    return UNetConfig(
+        sample_size=tuple(size) if isinstance(size, list) else size,
+        in_channels=saved["in_channels"],
+        out_channels=saved["out_channels"],
+        block_out_channels=tuple(saved["block_out_channels"]),
+        layers_per_block=saved["layers_per_block"],
+        attention=tuple(attention for attention, _ in down),
+        up_attention=tuple(attention for attention, _ in up),
+        mid_block=saved["mid_block_type"] is not None,
+        mid_attention=saved["add_attention"],
+        head_dim=saved["attention_head_dim"],
+        num_groups=saved["norm_num_groups"],
+        mid_attention_groups=mid_groups,
+        norm_eps=saved["norm_eps"],
+        scale_shift=scale_shift,
+        downsample=tuple(resize for _, resize in down),
+        upsample=tuple(resize for _, resize in up),
+        downsample_padding=saved["downsample_padding"],
+        dropout=saved["dropout"],
+        time_features=saved["time_embedding_dim"],
+        flip_sin_to_cos=saved["flip_sin_to_cos"],
+        freq_shift=saved["freq_shift"],
+        num_classes=saved["num_class_embeds"],
+        center_input=saved["center_input_sample"],
+        dtype=dtype,
+        param_dtype=param_dtype,
+    )
+
+
+def present_name(name: str) -> str:
+    """The present name of a tensor whose attention has the names of older files.
+
+    >>> present_name("mid_block.attentions.0.proj_attn.weight")
+    'mid_block.attentions.0.to_out.0.weight'
+    """
+    old = "|".join(OLD_ATTENTION_NAMES)
+    pattern = rf"(?<=\.)(attentions\.\d+)\.({old})(?=\.)"
+    return re.sub(pattern, lambda found: f"{found[1]}.{OLD_ATTENTION_NAMES[found[2]]}", name)
+
+
+def _require_supported(saved: dict[str, Any]) -> None:
+    for key, values in SUPPORTED.items():
+        if saved[key] not in values:
+            raise UnsupportedError(
+                f"config.json: {key} is {saved[key]!r}; supported: {', '.join(map(repr, values))}"
+            )
+    for key in ("layers_per_block", "norm_num_groups"):
+        if not isinstance(saved[key], int):
+            raise UnsupportedError(f"config.json: {key} is {saved[key]!r}; supported: one integer")
+
+
+def _blocks(saved: dict, key: str, known: dict, resize: str) -> list[tuple[bool, str]]:
+    """For each block type in saved[key]: whether it has attention, and how it resizes."""
+    for kind in saved[key]:
+        if kind not in known:
+            raise UnsupportedError(
+                f"config.json: {key} has {kind!r}; supported: {', '.join(map(repr, known))}"
+            )
+    return [(known[kind][0], known[kind][1] or resize) for kind in saved[key]]
