@@ -1,1 +1,158 @@
-"""Diffusion models in JAX as pure functions."""
+"""Diffusion models in JAX as pure functions.
+
+A schedule says how much signal and noise there is at time t. A parameterization says what a
+network's output means. A denoiser is a function from a noisy array and its noise level to an
+estimate of the clean one. A solver moves an array from one noise level to the next by asking a
+denoiser. `sample` is the one loop.
+
+>>> import jax, jax.numpy as jnp
+>>> import diffjax as dj
+>>> schedule = dj.cosine()
+>>> denoise = lambda x, level: level.alpha * x  # exact for data that is N(0, I)
+>>> x = dj.initial_noise(jax.random.key(0), (4, 2), schedule(1.0))
+>>> dj.sample(jax.random.key(1), x, denoise, dj.ddim(), schedule(dj.trailing(10))).shape
+(4, 2)
+
+`import diffjax` loads jax and the mathematics alone. Training, networks, data and pretrained
+weights are loaded when one of their names is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from diffjax.core import grids, levels, losses, parameterizations, schedules
+from diffjax.core.grids import from_times, full, leading, linspace, quadratic, trailing, uniform
+from diffjax.core.keys import BatchKeys, batch_keys, sample_keys
+from diffjax.core.levels import NoiseLevel, add_noise, logsnr, q_posterior, q_step
+from diffjax.core.losses import diffusion_loss, hybrid_loss
+from diffjax.core.parameterizations import (
+    LearnedVariance,
+    Parameterization,
+    check_schedule,
+    eps,
+    estimate_eps,
+    estimate_x0,
+    make_denoiser,
+    make_learned_variance_denoiser,
+    score,
+    target,
+    v,
+    velocity,
+    x0,
+)
+from diffjax.core.sampling import (
+    Solver,
+    Trajectory,
+    initial_noise,
+    pad_levels,
+    progress,
+    sample,
+    trajectory,
+)
+from diffjax.core.schedules import (
+    cosine,
+    cosine_betas,
+    from_alphas_cumprod,
+    from_betas,
+    linear,
+    linear_betas,
+    scaled_linear,
+    scaled_linear_betas,
+    sigmoid,
+    sigmoid_betas,
+    zero_terminal_snr,
+)
+from diffjax.core.variational import variational_bound
+from diffjax.solvers import ancestral, ancestral_update, ddim, ddim_inversion, ddim_update
+from diffjax.transforms import classifier_free, clip_denoised, dynamic_threshold
+
+if TYPE_CHECKING:
+    from diffjax.networks import UNetConfig, functional, unet
+    from diffjax.training import TrainState, init_train_state, make_train_step
+
+_LAZY = {
+    "UNetConfig": "diffjax.networks",
+    "functional": "diffjax.networks",
+    "unet": "diffjax.networks",
+    "TrainState": "diffjax.training",
+    "init_train_state": "diffjax.training",
+    "make_train_step": "diffjax.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'diffjax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+__all__ = [
+    "BatchKeys",
+    "LearnedVariance",
+    "NoiseLevel",
+    "Parameterization",
+    "Solver",
+    "TrainState",
+    "Trajectory",
+    "UNetConfig",
+    "add_noise",
+    "ancestral",
+    "ancestral_update",
+    "batch_keys",
+    "check_schedule",
+    "classifier_free",
+    "clip_denoised",
+    "cosine",
+    "cosine_betas",
+    "ddim",
+    "ddim_inversion",
+    "ddim_update",
+    "diffusion_loss",
+    "dynamic_threshold",
+    "eps",
+    "estimate_eps",
+    "estimate_x0",
+    "from_alphas_cumprod",
+    "from_betas",
+    "from_times",
+    "full",
+    "functional",
+    "grids",
+    "hybrid_loss",
+    "init_train_state",
+    "initial_noise",
+    "leading",
+    "levels",
+    "linear",
+    "linear_betas",
+    "linspace",
+    "logsnr",
+    "losses",
+    "make_denoiser",
+    "make_learned_variance_denoiser",
+    "make_train_step",
+    "pad_levels",
+    "parameterizations",
+    "progress",
+    "q_posterior",
+    "q_step",
+    "quadratic",
+    "sample",
+    "sample_keys",
+    "scaled_linear",
+    "scaled_linear_betas",
+    "schedules",
+    "score",
+    "sigmoid",
+    "sigmoid_betas",
+    "target",
+    "trailing",
+    "trajectory",
+    "uniform",
+    "unet",
+    "v",
+    "variational_bound",
+    "velocity",
+    "x0",
+    "zero_terminal_snr",
+]

@@ -335,6 +335,18 @@ def zero_terminal_snr(table: Table) -> Table:
     return from_alphas_cumprod(alpha**2, final_alpha_cumprod=float(end**2))
 
 
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "linear": linear,
+    "scaled_linear": scaled_linear,
+    "cosine": cosine,
+    "sigmoid": sigmoid,
+    "linear_betas": linear_betas,
+    "scaled_linear_betas": scaled_linear_betas,
+    "cosine_betas": cosine_betas,
+    "sigmoid_betas": sigmoid_betas,
+}
+
+
 def _continuous_time(t: Array) -> Array:
     t = jnp.asarray(t)
     if jnp.issubdtype(t.dtype, jnp.integer):
