@@ -1,0 +1,159 @@
+"""What a source of images is, and the one that lives in memory.
+
+A source is random-access: it has a length, and `source[i]` is a dict
+
+    {"image": uint8 [H, W, C], "label": int, "caption": str}
+
+with the label and the caption only where the set has them. All its images have the same `shape`,
+and `num_classes` is None where there are no labels. Whatever has these four members can be fed to
+`diffjax.data.batches`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+
+class Source(Protocol):
+    """The interface of every source of images."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def num_classes(self) -> int | None: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Images in memory; `arrays` makes one of what a user gives, with checks.
+
+    Attributes:
+      images: [N, H, W, C] uint8.
+      labels: [N] int32 in 0..num_classes-1, or None.
+      num_classes: how many classes there are, or None without labels.
+      captions: N strings, or None.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None = None
+    num_classes: int | None = None
+    captions: Sequence[str] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = {"image": self.images[index]}
+        if self.labels is not None:
+            example["label"] = self.labels[index]
+        if self.captions is not None:
+            example["caption"] = self.captions[index]
+        return example
+
+
+def arrays(images: np.ndarray, labels: np.ndarray | None = None, *, name: str = "arrays") -> Arrays:
+    """Make a source of NumPy arrays.
+
+    Args:
+      images: [N, H, W, C] uint8, or [N, H, W] for grey images.
+      labels: [N] integers from 0, or None. The classes are 0..max(labels).
+      name: what the errors call the arrays, such as the file that they came from.
+
+    Raises:
+      ValueError: wrong dtype, shape, number or range.
+
+    >>> source = arrays(np.zeros([3, 8, 8], np.uint8), np.array([0, 1, 1]))
+    >>> len(source), source.shape, source.num_classes
+    (3, (8, 8, 1), 2)
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8:
+        raise ValueError(f"{name}: images are {images.dtype}; expected uint8, levels 0..255.")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
+        raise ValueError(
+            f"{name}: images have shape {images.shape}; expected [N, H, W], or [N, H, W, C] with "
+            "1, 3 or 4 channels."
+        )
+    if not images.size:
+        raise ValueError(f"{name}: images have shape {images.shape}, which holds no pixels.")
+    if labels is None:
+        return Arrays(images)
+    labels = _checked_labels(np.asarray(labels), len(images), name)
+    return Arrays(images, labels, int(labels.max()) + 1)
+
+
+def _checked_labels(labels: np.ndarray, count: int, name: str) -> np.ndarray:
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"{name}: labels are {labels.dtype}; expected integers 0, 1, 2, ...")
+    if labels.shape != (count,):
+        raise ValueError(
+            f"{name}: labels have shape {labels.shape}; expected ({count},), one for each image."
+        )
+    if labels.min() < 0:
+        raise ValueError(f"{name}: the smallest label is {labels.min()}; labels count from 0.")
+    return labels.astype(np.int32)
+
+
+def npz(path: str | Path) -> Arrays:
+    """Read a source from a NumPy archive with the arrays `images` and, if there, `labels`.
+
+    Args:
+      path: an .npz file with `images` [N, H, W, C] or [N, H, W] uint8 and optionally `labels`
+        [N] integers; the files that experiments/sample.py writes are such archives.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not such an archive; the message says what is wrong with it.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; expected an .npz archive of images.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            members = dict(archive)
+    except Exception as error:
+        raise ValueError(f"{path} could not be read as an .npz archive: {error}") from error
+    if "images" not in members:
+        names = ", ".join(members) or "no arrays"
+        raise ValueError(f"{path} holds {names}; expected an array called images.")
+    return arrays(members["images"], members.get("labels"), name=str(path))
+
+
+def in_memory(source: Source) -> Arrays:
+    """Decode every image of a source once and keep them all: for sets that fit into memory."""
+    examples = [source[row] for row in range(len(source))]
+    labels = captions = None
+    if source.num_classes is not None:
+        labels = np.array([example["label"] for example in examples], np.int32)
+    if "caption" in examples[0]:
+        captions = [example["caption"] for example in examples]
+    images = np.stack([example["image"] for example in examples])
+    return Arrays(images, labels, source.num_classes, captions)
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """Bring an image to size x size: its largest centred square, resized (bicubic, antialiased).
+
+    >>> fit(Image.new("RGB", (40, 30)), 16).size
+    (16, 16)
+    """
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
