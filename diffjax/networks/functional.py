@@ -8,6 +8,7 @@ functions over params, nested dicts with string keys,
 to which `jax.jit`, `jax.grad`, optax and checkpoints apply as they are.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+
+from diffjax.networks.initialization import Law, uniform
 
 Params = dict[str, Any]
 
@@ -42,7 +45,8 @@ def functional(
     baked into a compiled program.
 
     Args:
-      make: builds the module from `nnx.Rngs`, called once abstractly and once for each `init`.
+      make: builds the module from `nnx.Rngs`. Where every parameter was made by
+        `initialization.parameter`, it is called only once, abstractly; otherwise also by `init`.
       param_dtype: in which `init` returns the floating parameters.
 
     Returns:
@@ -60,15 +64,20 @@ def functional(
     graph, template = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     variables = {_names(path): (path, variable) for path, variable in nnx.to_flat_state(template)}
     _require_params_only(variables)
+    laws = {name: variable.get_metadata("law", None) for name, (_, variable) in variables.items()}
+    shapes = {name: variable.get_value().shape for name, (_, variable) in variables.items()}
+
+    def build(key: Array) -> dict[tuple[str, ...], Array]:
+        state = nnx.to_flat_state(nnx.state(make(nnx.Rngs(key))))
+        return {_names(path): variable.get_value() for path, variable in state}
+
+    draw = build if None in laws.values() else jax.jit(lambda key: _draw(key, laws, shapes))
 
     def init(key: Array) -> Params:
-        state = nnx.state(make(nnx.Rngs(key)))
-        flat = {_names(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}
-        return unflatten({path: _cast(array, param_dtype) for path, array in flat.items()})
+        return unflatten({name: _cast(array, param_dtype) for name, array in draw(key).items()})
 
     def apply(params: Params, *inputs: Any, **conditioning: Any) -> Array:
         flat = flatten(params)
-        shapes = {path: variable.get_value().shape for path, (_, variable) in variables.items()}
         require_matching(flat, shapes)
         state = [
             (path, variable.replace(flat[name])) for name, (path, variable) in variables.items()
@@ -135,6 +144,19 @@ def require_matching(
     found = [f"{kind}: {', '.join(sorted(names))}" for kind, names in kinds.items() if names]
     if found:
         raise ValueError(f"params do not fit the network. {'; '.join(found)}")
+
+
+def _draw(
+    key: Array, laws: dict[tuple[str, ...], Law], shapes: dict[tuple[str, ...], tuple[int, ...]]
+) -> dict[tuple[str, ...], Array]:
+    """The initial values of all parameters, from one draw of uniform numbers."""
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    ends = list(itertools.accumulate(sizes))
+    numbers = uniform(key, (ends[-1],))
+    return {
+        name: laws[name](numbers[end - size : end].reshape(shape))
+        for (name, shape), size, end in zip(shapes.items(), sizes, ends)
+    }
 
 
 def _names(path: tuple) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ computes in the dtype of its input: parameters are cast to it, so that the netwo
 layers decides the compute dtype once, where it casts its input. Normalisation statistics and the
 softmax of attention are float32 always.
 
-Kernels are drawn uniformly with variance 2 / (fan_in + fan_out), biases start at zero: the
-initialisation of DDPM (arXiv:2006.11239). Layers that end a residual branch can start at zero.
+Kernels start uniform with variance 2 / (fan_in + fan_out), biases at zero: the initialisation of
+DDPM (arXiv:2006.11239). Layers that end a residual branch can start at zero.
 """
 
 import math
@@ -16,21 +16,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.nn.initializers import normal, variance_scaling, zeros
 
 from diffjax.core.keys import fold_in_each
 from diffjax.networks import operations
-
-fan_average_uniform = variance_scaling(1.0, "fan_avg", "uniform")
+from diffjax.networks.initialization import constant, fan_average, parameter, standard_normal
 
 
 class Linear(nnx.Module):
     """y = x kernel + bias, over the last axis. kernel: [in, out]."""
 
     def __init__(self, in_features: int, out_features: int, *, zero=False, rngs: nnx.Rngs):
-        initializer = zeros if zero else fan_average_uniform
-        self.kernel = nnx.Param(initializer(rngs.params(), (in_features, out_features)))
-        self.bias = nnx.Param(jnp.zeros(out_features))
+        shape = (in_features, out_features)
+        self.kernel = parameter(rngs, shape, constant(0.0) if zero else fan_average(shape))
+        self.bias = parameter(rngs, (out_features,), constant(0.0))
 
     def __call__(self, x: Array) -> Array:
         return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
@@ -53,10 +51,9 @@ class Conv(nnx.Module):
         zero: bool = False,
         rngs: nnx.Rngs,
     ):
-        initializer = zeros if zero else fan_average_uniform
         shape = (*window, in_channels, out_channels)
-        self.kernel = nnx.Param(initializer(rngs.params(), shape))
-        self.bias = nnx.Param(jnp.zeros(out_channels))
+        self.kernel = parameter(rngs, shape, constant(0.0) if zero else fan_average(shape))
+        self.bias = parameter(rngs, (out_channels,), constant(0.0))
         self.strides = strides
         self.padding = padding
 
@@ -71,10 +68,10 @@ class GroupNorm(nnx.Module):
     Source: Group Normalization, arXiv:1803.08494.
     """
 
-    def __init__(self, channels: int, num_groups: int, *, eps: float):
+    def __init__(self, channels: int, num_groups: int, *, eps: float, rngs: nnx.Rngs):
         require_divisible(channels, num_groups, "GroupNorm's channels", "num_groups")
-        self.scale = nnx.Param(jnp.ones(channels))
-        self.bias = nnx.Param(jnp.zeros(channels))
+        self.scale = parameter(rngs, (channels,), constant(1.0))
+        self.bias = parameter(rngs, (channels,), constant(0.0))
         self.num_groups = num_groups
         self.eps = eps
 
@@ -90,7 +87,7 @@ class Embedding(nnx.Module):
     """
 
     def __init__(self, num: int, features: int, *, rngs: nnx.Rngs):
-        self.embedding = nnx.Param(normal(1.0)(rngs.params(), (num, features)))
+        self.embedding = parameter(rngs, (num, features), standard_normal)
 
     def __call__(self, index: Array) -> Array:
         return jnp.take(self.embedding[...], index, axis=0, mode="fill")
@@ -132,7 +129,7 @@ class SelfAttention(nnx.Module):
         require_divisible(channels, head_dim, "the channels of an attention", "head_dim")
         self.head_dim = head_dim
         if num_groups:
-            self.group_norm = GroupNorm(channels, num_groups, eps=eps)
+            self.group_norm = GroupNorm(channels, num_groups, eps=eps, rngs=rngs)
         self.normalised = num_groups > 0
         self.to_q = Linear(channels, channels, rngs=rngs)
         self.to_k = Linear(channels, channels, rngs=rngs)
@@ -206,10 +203,10 @@ class ResidualBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         window = (3,) * dims
-        self.norm1 = GroupNorm(in_channels, num_groups, eps=eps)
+        self.norm1 = GroupNorm(in_channels, num_groups, eps=eps, rngs=rngs)
         self.conv1 = Conv(in_channels, out_channels, window, rngs=rngs)
         self.time_emb_proj = Linear(time_features, out_channels * (1 + scale_shift), rngs=rngs)
-        self.norm2 = GroupNorm(out_channels, num_groups, eps=eps)
+        self.norm2 = GroupNorm(out_channels, num_groups, eps=eps, rngs=rngs)
         self.conv2 = Conv(out_channels, out_channels, window, zero=zero, rngs=rngs)
         self.projected = in_channels != out_channels
         if self.projected:

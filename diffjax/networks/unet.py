@@ -184,7 +184,9 @@ class UNet(nnx.Module):
         if config.mid_block:
             self.mid_block = MidBlock(config, rngs=rngs)
         self.up_blocks = nnx.List([UpBlock(config, level, rngs=rngs) for level in reversed(levels)])
-        self.conv_norm_out = GroupNorm(channels[0], config.num_groups, eps=config.norm_eps)
+        self.conv_norm_out = GroupNorm(
+            channels[0], config.num_groups, eps=config.norm_eps, rngs=rngs
+        )
         out_channels = config.out_channels * patch
         self.conv_out = Conv(channels[0], out_channels, window, zero=config.zero_init, rngs=rngs)
 
