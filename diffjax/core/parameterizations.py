@@ -145,6 +145,13 @@ class LearnedVariance(NamedTuple):
     fraction: Array
 
 
+def map_x0(function: Callable[[Array], Array], estimate: Array | LearnedVariance):
+    """Apply a function to a denoiser's estimate of x0; a learned variance passes through."""
+    if isinstance(estimate, LearnedVariance):
+        return estimate._replace(x0=function(estimate.x0))
+    return function(estimate)
+
+
 def run_network(
     apply: Callable[..., Array],
     params: Any,

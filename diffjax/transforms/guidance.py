@@ -4,7 +4,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffjax.core.levels import NoiseLevel
-from diffjax.core.parameterizations import Denoiser
+from diffjax.core.parameterizations import Denoiser, LearnedVariance, map_x0
 
 
 def classifier_free(
@@ -16,7 +16,8 @@ def classifier_free(
 
     A scale of 1 is off, 0 is unconditional, above 1 sharpens. Because all predictions are affine
     in x0, this is the same on eps, v, score and velocity. (The scale w of the paper counts from
-    0: guidance_scale = 1 + w.) Source: arXiv:2207.12598, Eq. 6.
+    0: guidance_scale = 1 + w.) A learned variance is the conditional one.
+    Source: arXiv:2207.12598, Eq. 6.
 
     Args:
       denoise: the conditional denoiser.
@@ -33,6 +34,8 @@ def classifier_free(
 
     def guided(x: Array, level: NoiseLevel) -> Array:
         base = unconditional(x, level)
-        return base + guidance_scale * (denoise(x, level) - base)
+        base = base.x0 if isinstance(base, LearnedVariance) else base
+        lean = lambda x0: base + guidance_scale * (x0 - base)
+        return map_x0(lean, denoise(x, level))
 
     return guided

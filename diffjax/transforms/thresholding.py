@@ -1,24 +1,10 @@
 """Thresholding: denoisers whose estimate of x0 stays in the range of the data."""
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jax import Array
 
 from diffjax.core.levels import expand
-from diffjax.core.parameterizations import Denoiser, LearnedVariance
-
-
-def _on_x0(denoise: Denoiser, function: Callable[[Array], Array]) -> Denoiser:
-    """Apply a function to the estimate of x0; a learned variance passes through."""
-
-    def transformed(x, level):
-        estimate = denoise(x, level)
-        if isinstance(estimate, LearnedVariance):
-            return estimate._replace(x0=function(estimate.x0))
-        return function(estimate)
-
-    return transformed
+from diffjax.core.parameterizations import Denoiser, map_x0
 
 
 def clip_denoised(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
@@ -29,7 +15,8 @@ def clip_denoised(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> De
     >>> clip_denoised(lambda x, level: 3.0 * x)(jnp.ones((1, 2)), None)
     Array([[1., 1.]], dtype=float32)
     """
-    return _on_x0(denoise, lambda x0: jnp.clip(x0, low, high))
+    clip = lambda x0: jnp.clip(x0, low, high)
+    return lambda x, level: map_x0(clip, denoise(x, level))
 
 
 def dynamic_threshold(
@@ -55,4 +42,4 @@ def dynamic_threshold(
         limit = expand(limit, x0)
         return jnp.clip(x0, -limit, limit) / limit
 
-    return _on_x0(denoise, threshold)
+    return lambda x, level: map_x0(threshold, denoise(x, level))

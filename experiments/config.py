@@ -1,0 +1,159 @@
+"""What a training run is: one frozen dataclass, nothing but data.
+
+A configuration is written once, in `experiments/configs`; every field of it is a flag of
+train.py (`--batch-size 64`, `--network.dropout 0.2`), and the run folder keeps it as config.json.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from diffjax.networks import UNetConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images to train on."""
+
+    name: str = "digits"
+    """digits, folder, npz, or any prepared TFDS set (cifar10, celeb_a, ...)"""
+    split: str = "train"
+    """split of a TFDS set, such as train or train[:90%]"""
+    path: str | None = None
+    """the image folder, the npz file, or the data_dir of TFDS"""
+    image_size: int | None = None
+    """resize the images to this side"""
+    flip: bool = False
+    """mirror half of the images at random"""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The forward process and what the network learns of it."""
+
+    schedule: Literal[
+        "linear", "scaled_linear", "cosine", "sigmoid",
+        "linear_betas", "scaled_linear_betas", "cosine_betas", "sigmoid_betas",
+    ] = "linear_betas"  # fmt: skip
+    """noise schedule; the names with _betas are tables of num_train_steps steps"""
+    num_train_steps: int = 1000
+    """length T of a table"""
+    zero_terminal_snr: bool = False
+    """rescale the table so that its last step is pure noise"""
+    prediction: Literal["eps", "x0", "v", "score", "velocity"] = "eps"
+    """what the network predicts"""
+    weight: Literal[
+        "constant", "simple", "snr", "snr_plus_one", "truncated_snr", "min_snr", "p2", "sigmoid"
+    ] = "simple"
+    """loss weight, as one on x0; simple is the mean squared error on eps"""
+    times: Literal["uniform", "stratified", "low_discrepancy"] = "uniform"
+    """how training times are drawn"""
+    learn_variance: bool = False
+    """learn the reverse variance with the hybrid loss; doubles network.out_channels"""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optax optimizer."""
+
+    name: str = "adam"
+    """any optimizer of optax that takes a learning rate: adam, adamw, sgd, lion, ..."""
+    learning_rate: float = 2e-4
+    """peak learning rate"""
+    warmup_steps: int = 5000
+    """steps of linear warm-up"""
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    """course of the learning rate after the warm-up, down to 0 at the last step"""
+    b2: float = 0.999
+    """decay of the second moment, for optimizers that have one"""
+    weight_decay: float = 0.0
+    """decoupled weight decay, for optimizers that have it"""
+    clip_norm: float | None = 1.0
+    """clip the global norm of the gradient; None to leave it"""
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """The defaults of sample.py for this run."""
+
+    guidance_scale: float = 1.0
+    """classifier-free guidance; 1 is off"""
+    clip: bool = True
+    """clip the estimate of the clean image to [-1, 1] in each step"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    network: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    batch_size: int = 128
+    """images in a step, over all devices"""
+    num_steps: int = 800_000
+    """training steps"""
+    ema_decay: tuple[float, ...] = (0.9999,)
+    """decays of the weight averages; the first is sampled from"""
+    accumulate: int = 1
+    """microbatches that a batch is cut into, to save memory"""
+    fsdp: bool = False
+    """shard parameters and optimizer over the devices instead of copying them"""
+    seed: int = 0
+    """of the initial parameters, the order of the data and all noise"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a run is carried out; none of it changes the result."""
+
+    workdir: str | None = None
+    """run folder; the default is runs/CONFIG. A folder that holds a run is continued"""
+    checkpoint_every: int = 1000
+    """steps between checkpoints"""
+    keep: int = 3
+    """checkpoints to keep"""
+    log_every: int = 50
+    """steps between lines of metrics.jsonl"""
+    sample_every: int | None = None
+    """steps between sample grids; None for one at the end"""
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write a configuration as JSON."""
+    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def load_config(path: Path) -> Config:
+    """Read a configuration that `save_config` wrote.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: it is not JSON, or holds a field that this version does not know.
+    """
+    try:
+        return from_dict(Config, json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path} not found: is {path.parent} the folder of a run?"
+        ) from None
+    except (json.JSONDecodeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not the configuration of a run: {error}") from None
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """Rebuild a dataclass from `dataclasses.asdict`, JSON's lists becoming tuples again."""
+    types = {f.name: f.type for f in dataclasses.fields(cls)}
+    if unknown := set(values) - set(types):
+        raise ValueError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}")
+
+    def convert(name, value):
+        if dataclasses.is_dataclass(types[name]):
+            return from_dict(types[name], value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return cls(**{name: convert(name, value) for name, value in values.items()})
