@@ -1,10 +1,15 @@
 """How a script of this folder starts and ends."""
 
+import contextlib
 import difflib
+import io
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import tyro
 
 
 def run_script(main: Callable[[], int | None]) -> None:
@@ -13,18 +18,38 @@ def run_script(main: Callable[[], int | None]) -> None:
     Set DIFFJAX_TRACEBACK=1 to see where it came from.
     """
     try:
-        status = main()
+        status = main() or 0
     except Exception as error:
         if os.environ.get("DIFFJAX_TRACEBACK"):
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        reason = " ".join(text.split()) or type(error).__name__
-        print(f"{os.path.basename(sys.argv[0])}: error: {reason}", file=sys.stderr)
-        # leave at once: background threads of a failed save must not hold the process
+        _complain(" ".join(text.split()) or type(error).__name__)
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # leave at once: threads that still write or read must not hold or crash the process
+    os._exit(status)
+
+
+def parse_args(cls: Any, *, args: Sequence[str] | None = None, **options: Any) -> Any:
+    """Read the command line into a dataclass by tyro, its complaints put into one line.
+
+    Args:
+      cls: the dataclass.
+      args: the words of the command line, without the script.
+      **options: of `tyro.cli`, such as `default` and `description`.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(cls, args=args, console_outputs=True, **options)
+    except SystemExit as stop:
+        if stop.code:
+            # the words of a box drawing, without its frame
+            text = re.sub(r"[\u2500-\u257f]+", " ", complaint.getvalue())
+            _complain(" ".join(text.split()))
         sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
-    sys.exit(status or 0)
+        os._exit(int(stop.code or 0))
 
 
 def choose(what: str, name: str, table: Mapping[str, Any]) -> Any:
@@ -34,3 +59,7 @@ def choose(what: str, name: str, table: Mapping[str, Any]) -> Any:
     near = difflib.get_close_matches(name, table, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{what} {name!r} is not one of {', '.join(table)}.{hint}")
+
+
+def _complain(text: str) -> None:
+    print(f"{os.path.basename(sys.argv[0])}: error: {text}", file=sys.stderr, flush=True)
