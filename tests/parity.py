@@ -21,9 +21,10 @@ from pathlib import Path
 import jax
 from parity_cases import KnownDifference, Unsupported, find_cases, read_case
 from parity_models import check_model
+from parity_schedulers import check_scheduler
 
 # kind in case.json -> function from the case to its comparisons
-KINDS = {"model": check_model}
+KINDS = {"model": check_model, "scheduler": check_scheduler}
 
 
 def check(folder: Path) -> dict:

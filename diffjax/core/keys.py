@@ -8,12 +8,16 @@ so that a sample is the same whatever the batch size, the number of devices or t
 it is computed.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
+
+# (keys [b], shape, dtype) -> [b, *shape] standard normal: how a solver draws its noise
+Normal = Callable[[Array, tuple[int, ...], DTypeLike], Array]
 
 
 class BatchKeys(NamedTuple):

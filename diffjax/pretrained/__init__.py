@@ -1,12 +1,15 @@
 """Saved models of other libraries as configurations and params, without torch."""
 
+from diffjax.pretrained.schedulers import Scheduler, read_scheduler
 from diffjax.pretrained.unet2d import load_unet2d, unet2d_config
 from diffjax.pretrained.weights import UnsupportedError, read_config, read_tensors, to_params
 
 __all__ = [
+    "Scheduler",
     "UnsupportedError",
     "load_unet2d",
     "read_config",
+    "read_scheduler",
     "read_tensors",
     "to_params",
     "unet2d_config",

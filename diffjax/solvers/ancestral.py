@@ -16,7 +16,7 @@ Eq. 15.
 import jax.numpy as jnp
 from jax import Array
 
-from diffjax.core.keys import normal_each
+from diffjax.core.keys import Normal, normal_each
 from diffjax.core.levels import (
     NoiseLevel,
     expand_level,
@@ -80,7 +80,7 @@ def ancestral_update(
     return mean + jnp.where(next_.sigma > 0, std, 0.0) * noise
 
 
-def ancestral(variance: str = "fixed_small") -> Solver:
+def ancestral(variance: str = "fixed_small", *, normal: Normal = normal_each) -> Solver:
     """The DDPM sampler, on the full chain or any sub-sequence of it.
 
     To clip the estimate of x0 as DDPM does, wrap the denoiser: `clip_denoised(denoise)`.
@@ -88,6 +88,7 @@ def ancestral(variance: str = "fixed_small") -> Solver:
     Args:
       variance: "fixed_small" (default), "fixed_large", or "learned_range", which needs a denoiser
         from `make_learned_variance_denoiser`.
+      normal: how noise is drawn; another function than the default may replay recorded draws.
 
     >>> solver = ancestral(variance="fixed_large")
     """
@@ -104,7 +105,7 @@ def ancestral(variance: str = "fixed_small") -> Solver:
                 "others make_denoiser."
             )
         x0, fraction = estimate if learned else (estimate, None)
-        noise = normal_each(keys, x.shape[1:], x.dtype)
+        noise = normal(keys, x.shape[1:], x.dtype)
         return ancestral_update(x, x0, noise, current, next_, variance=variance, fraction=fraction)
 
     return stateless(step)

@@ -9,11 +9,13 @@ eta = 0 is deterministic (a first-order solver of the probability-flow ODE), eta
 DDPM with the small variance. Source: DDIM, arXiv:2010.02502, Eqs. 12 and 16.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from diffjax.core.keys import normal_each
+from diffjax.core.keys import Normal, normal_each
 from diffjax.core.levels import NoiseLevel, expand_level, reverse_variances
 from diffjax.core.parameterizations import estimate_eps
 from diffjax.core.sampling import Solver, stateless
@@ -27,6 +29,7 @@ def ddim_update(
     next_: NoiseLevel,
     *,
     eta: ArrayLike = 0.0,
+    eps: Array | None = None,
 ) -> Array:
     """One DDIM step as a plain formula.
 
@@ -36,12 +39,13 @@ def ddim_update(
       noise: [B, ...] standard normal; None for a deterministic step, where eta is 0.
       current, next_: levels with leaves scalar or [B].
       eta: share of the ancestral noise, in [0, 1]; may be traced.
+      eps: [B, ...] the noise in x; left out, it is what `x0` leaves of x.
 
     Returns:
       [B, ...] at `next_`, float32.
     """
     current, next_ = expand_level(current, x), expand_level(next_, x)
-    eps = estimate_eps(x, x0, current)
+    eps = estimate_eps(x, x0, current) if eps is None else eps
     if noise is None:
         return next_.alpha * x0 + next_.sigma * eps
     variance = eta**2 * reverse_variances(current, next_)[0]
@@ -50,11 +54,19 @@ def ddim_update(
     return next_.alpha * x0 + direction * eps + jnp.sqrt(variance) * noise
 
 
-def ddim(eta: ArrayLike = 0.0) -> Solver:
+def ddim(
+    eta: ArrayLike = 0.0,
+    *,
+    limit: Callable[[Array], Array] | None = None,
+    normal: Normal = normal_each,
+) -> Solver:
     """The DDIM sampler.
 
     Args:
       eta: 0 (default) is deterministic, 1 is ancestral DDPM; may be traced.
+      limit: applied to the estimate of x0 after the noise in x has been found from it, so that x0
+        is limited and eps is not. Limit the denoiser (`clip_denoised`) to limit both.
+      normal: how noise is drawn; another function than the default may replay recorded draws.
 
     >>> solver = ddim(eta=0.5)
     """
@@ -63,29 +75,47 @@ def ddim(eta: ArrayLike = 0.0) -> Solver:
         raise ValueError(f"eta is {eta}; it must be in [0, 1].")
 
     def step(keys, x, denoise, current, next_):
-        noise = None if deterministic else normal_each(keys, x.shape[1:], x.dtype)
-        return ddim_update(x, denoise(x, current), noise, current, next_, eta=eta)
+        noise = None if deterministic else normal(keys, x.shape[1:], x.dtype)
+        x0 = denoise(x, current)
+        eps = estimate_eps(x, x0, current)
+        x0 = x0 if limit is None else limit(x0)
+        return ddim_update(x, x0, noise, current, next_, eta=eta, eps=eps)
 
     return stateless(step)
 
 
-def ddim_inversion() -> Solver:
+def ddim_inversion(held: str = "eps") -> Solver:
     """DDIM run backwards: from data to the noise from which `ddim()` makes that data again.
 
-    Give `sample` the grid in reverse order, clean level first. Each step takes the noise estimate
-    at the level that it goes to, because at the clean end x holds no noise to be estimated:
+    Give `sample` the grid in reverse order, clean level first. Each step takes the estimates at the
+    level that it goes to, because at the clean end x holds no noise to be estimated, and keeps one
+    prediction p of the network for the whole step:
 
-        eps = (x - alpha_t x0(x, t)) / sigma_t
-        x_t = alpha_t (x_s - sigma_s eps) / alpha_s + sigma_t eps
+        held = "eps":  x0 = (x - sigma_s p) / alpha_s,       eps = p
+        held = "v":    x0 = (alpha_s x - sigma_s p) / norm,  eps = (sigma_s x + alpha_s p) / norm
+        x_t = alpha_t x0 + sigma_t eps
 
-    with s = `current`, t = `next_` (noisier). Source: DDIM, arXiv:2010.02502, Section 4.3.
+    with s = `current`, t = `next_` (noisier), norm = alpha_s^2 + sigma_s^2. Both are of first
+    order. Source: DDIM, arXiv:2010.02502, Section 4.3.
+
+    Args:
+      held: "eps", or "v" for networks that predict it.
 
     >>> solver = ddim_inversion()
     """
+    if held not in ("eps", "v"):
+        raise ValueError(f"held is {held!r}; it must be 'eps' or 'v'.")
 
     def step(keys, x, denoise, current, next_):
-        eps = estimate_eps(x, denoise(x, next_), next_)
-        x0 = (x - current.sigma * eps) / current.alpha
+        x0 = denoise(x, next_)
+        eps = estimate_eps(x, x0, next_)
+        if held == "v":
+            v = next_.alpha * eps - next_.sigma * x0
+            norm = current.alpha**2 + current.sigma**2
+            eps = (current.sigma * x + current.alpha * v) / norm
+            x0 = (current.alpha * x - current.sigma * v) / norm
+        else:
+            x0 = (x - current.sigma * eps) / current.alpha
         return next_.alpha * x0 + next_.sigma * eps
 
     return stateless(step)

@@ -1,0 +1,71 @@
+"""Scheduler configs are read as diffusers reads them, and followed step for step."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parity import check
+from parity_bridges import BRIDGES
+
+from diffjax.core.sampling import sample
+from diffjax.pretrained import UnsupportedError
+from diffjax.pretrained.schedulers import SCHEDULERS, read_scheduler
+
+ROOT = Path(__file__).parents[2]
+CASES = sorted((ROOT / "tests/references/schedulers").iterdir())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_reference_trajectory_is_followed(case):
+    line = check(case)
+    assert line["status"] in ("pass", "known_difference"), line["reason"]
+
+
+def test_every_known_difference_is_explained():
+    text = (ROOT / "docs/diffusers_differences.md").read_text()
+    assert set(re.findall(r"^## ([a-z0-9-]+)$", text, re.MULTILINE)) == set(BRIDGES)
+
+
+def test_unknown_class_is_refused_with_the_nearest_name():
+    with pytest.raises(UnsupportedError, match="nearest name is 'DDIMScheduler'"):
+        read_scheduler({"_class_name": "DDIMSchedulr"})
+
+
+def test_config_is_read_from_a_folder_and_unknown_keys_are_ignored(tmp_path):
+    config = {"_class_name": "DDIMScheduler", "beta_start": 0.001, "colour": "blue"}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    read = read_scheduler(tmp_path).config
+    assert read["beta_start"] == 0.001
+    assert "colour" not in read
+    assert read["clip_sample"] is True  # the class's default
+
+
+def test_defaults_of_the_saving_class_do_not_follow_into_another_class():
+    saved = {
+        "_class_name": "DDPMScheduler",
+        "timestep_spacing": "trailing",
+        "clip_sample": False,
+        "_use_default_values": ["timestep_spacing"],
+    }
+    read = read_scheduler(saved, class_name="DDIMScheduler").config
+    assert read["timestep_spacing"] == SCHEDULERS["DDIMScheduler"].defaults["timestep_spacing"]
+    assert read["clip_sample"] is False
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_every_scheduler_samples_under_jit(name):
+    scheduler = read_scheduler({"_class_name": name, "clip_sample": False})
+    levels = scheduler.levels(num_steps=3)
+    x = jnp.ones((2, 3)) * scheduler.initial_scale(levels)
+
+    def run(key, x):
+        denoise = lambda x, level: level.alpha / (level.alpha**2 + level.sigma**2) * x
+        return sample(key, x, denoise, scheduler.solver(levels), levels)
+
+    result = jax.jit(run)(jax.random.key(0), x)
+    assert result.shape == x.shape
+    assert np.isfinite(result).all()
