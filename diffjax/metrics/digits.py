@@ -1,0 +1,170 @@
+"""How good generated handwritten digits are, against scikit-learn's 1,797 real ones.
+
+Two views of an image: its 64 pixels on the original scale of grey levels 0..16, and the first 40
+components of a principal component analysis of the real digits, whitened, so that each component
+has mean 0 and variance 1 over the real set.
+
+- agreement: share of images that a support vector classifier, trained on the real digits, puts
+  into the class that was asked for. Cross-validated, it is right about 99 % of the real digits.
+- frechet_ratio: Fréchet distance in the 40 components between the generated images and a random
+  half of the real ones (898), over the distance between the two halves of the real set (898 and
+  899), both averaged over the same random halvings. Halves on either side, because the distance
+  grows as samples shrink: with 1,000 images of the real distribution the ratio is about 0.95, and
+  it is comparable only between equal numbers of images.
+- precision, recall, density, coverage: in pixels, with k = 5, against the same halves.
+  Real against real, half against half, they are 0.96, 0.96, 0.97 and 0.97.
+- memorised: share of images nearer, in pixels, to a real digit than the closest 1 % of the real
+  digits are to each other.
+- duplicates: images that equal an earlier one when rounded to the 17 grey levels.
+
+The generated images are not rounded for anything but the last.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from diffjax.metrics.frechet import Moments, frechet_distance, moments
+from diffjax.metrics.neighbours import (
+    Scores,
+    duplicates,
+    kth_smallest,
+    match,
+    memorised,
+    radii,
+    scores,
+)
+from diffjax.metrics.uncertainty import jackknife
+
+COMPONENTS = 40
+K = 5
+
+
+class Digits(NamedTuple):
+    """The real digits: levels [N, 64] float64 in 0..16 and labels [N] int."""
+
+    levels: np.ndarray
+    labels: np.ndarray
+
+
+def real_digits() -> Digits:
+    """The 1,797 digits that scikit-learn carries, in its order."""
+    from sklearn.datasets import load_digits
+
+    levels, labels = load_digits(return_X_y=True)
+    return Digits(np.asarray(levels), np.asarray(labels))
+
+
+def classifier(real: Digits):
+    """A support vector classifier of digits: `predict(levels [n, 64]) -> labels [n]`."""
+    from sklearn.svm import SVC
+
+    machine = SVC(gamma=0.001)  # pyright: ignore[reportArgumentType]
+    return machine.fit(real.levels, real.labels)
+
+
+def whitened_components(real: Digits):
+    """The principal components of the real digits: `transform(levels [n, 64]) -> [n, 40]`."""
+    from sklearn.decomposition import PCA
+
+    return PCA(COMPONENTS, whiten=True, svd_solver="full").fit(real.levels)
+
+
+def evaluate_digits(
+    images: np.ndarray, labels: np.ndarray, *, num_halvings: int = 20, seed: int = 0
+) -> dict[str, float]:
+    """Measure generated digits; what is measured stands at the top of this file.
+
+    Args:
+      images: [N, 8, 8, 1] or [N, 8, 8] uint8 in 0..255; 255 stands for grey level 16. At least
+        100; the figures to compare with are for N = 1,000, a hundred a class.
+      labels: [N] the class 0..9 that was asked for.
+      num_halvings: over how many random halvings of the real digits to average.
+      seed: decides the halvings.
+
+    Returns:
+      agreement, frechet_ratio, frechet_distance (the numerator), frechet_floor (the denominator),
+      precision, recall, density, coverage, memorised, duplicates, num_images. A name ending in
+      `_stderr` holds the standard error that comes from the generated images: binomial for
+      agreement and memorised, by jackknife for the others.
+    """
+    generated, labels = _checked(images, labels)
+    real = real_digits()
+    halves = _halvings(len(real.levels), num_halvings, seed)
+    agreed = classifier(real).predict(generated) == labels
+    result = _share("agreement", agreed)
+    result |= _frechet(generated, real, halves)
+    result |= _neighbours(generated, real, halves)
+    result |= _share("memorised", memorised(generated, real.levels))
+    result["duplicates"] = float(duplicates(np.rint(generated)))
+    result["num_images"] = float(len(generated))
+    return result
+
+
+def _checked(images: np.ndarray, labels: np.ndarray) -> Digits:
+    """The images on the scale 0..16, flattened, and their labels."""
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or images.shape[1:] not in ((8, 8, 1), (8, 8)):
+        raise ValueError(
+            f"Images are {images.dtype} {images.shape}; expected uint8 [N, 8, 8, 1] in 0..255."
+        )
+    if len(images) < 100:
+        raise ValueError(f"There are {len(images)} images; expected at least 100, better 1,000.")
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"Labels are {labels.dtype} {labels.shape}; expected integers [{len(images)}]."
+        )
+    if labels.min() < 0 or labels.max() > 9:
+        raise ValueError(f"Labels are {labels.min()}..{labels.max()}; expected 0..9.")
+    return Digits(images.reshape(-1, 64) * (16 / 255), labels)
+
+
+def _halvings(size: int, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(size) for _ in range(count)]
+    return [(order[: size // 2], order[size // 2 :]) for order in orders]
+
+
+def _share(name: str, yes: np.ndarray) -> dict[str, float]:
+    share = float(np.mean(yes))
+    return {name: share, f"{name}_stderr": float(np.sqrt(share * (1 - share) / len(yes)))}
+
+
+def _frechet(generated: np.ndarray, real: Digits, halves) -> dict[str, float]:
+    components = whitened_components(real)
+    features, real_features = components.transform(generated), components.transform(real.levels)
+    pairs = [(moments(real_features[one]), moments(real_features[two])) for one, two in halves]
+    floor = float(np.mean([frechet_distance(*one, *two) for one, two in pairs]))
+
+    def distance(keep: np.ndarray) -> float:
+        of_generated: Moments = moments(features[keep])
+        return float(np.mean([frechet_distance(*one, *of_generated) for one, _ in pairs]))
+
+    value = distance(np.arange(len(features)))
+    error = float(jackknife(distance, len(features)))
+    return {
+        "frechet_ratio": value / floor,
+        "frechet_ratio_stderr": error / floor,
+        "frechet_distance": value,
+        "frechet_floor": floor,
+    }
+
+
+def _neighbours(generated: np.ndarray, real: Digits, halves) -> dict[str, float]:
+    distances = cdist(real.levels, generated)
+    among_generated = cdist(generated, generated)
+    real_radii = [radii(real.levels[one], K) for one, _ in halves]
+
+    def values(keep: np.ndarray) -> np.ndarray:
+        generated_radii = kth_smallest(among_generated[np.ix_(keep, keep)], K)
+        matches = [
+            match(distances[np.ix_(one, keep)], own_radii, generated_radii)
+            for (one, _), own_radii in zip(halves, real_radii)
+        ]
+        return np.mean([scores(each, K) for each in matches], axis=0)
+
+    found = Scores(*map(float, values(np.arange(len(generated)))))
+    errors = Scores(*map(float, jackknife(values, len(generated))))
+    with_errors = {f"{name}_stderr": value for name, value in errors._asdict().items()}
+    return found._asdict() | with_errors
