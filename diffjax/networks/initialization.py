@@ -23,6 +23,11 @@ def parameter(rngs: nnx.Rngs, shape: Sequence[int], law: Law) -> nnx.Param:
     return nnx.Param(law(uniform(rngs.params(), shape)), law=law)
 
 
+def filled(shape: Sequence[int], value: float) -> nnx.Param:
+    """A float32 parameter that starts at `value` everywhere."""
+    return nnx.Param(jnp.full(shape, value), law=lambda u: jnp.full(u.shape, value))
+
+
 def uniform(key: Array, shape: Sequence[int]) -> Array:
     """Uniform float32 numbers in (-1, 1), without either end."""
     lowest = np.nextafter(np.float32(-1), np.float32(0))
@@ -41,11 +46,6 @@ def fan_average(shape: Sequence[int]) -> Law:
     *window, inputs, outputs = shape
     bound = math.sqrt(6.0 / (math.prod(window) * (inputs + outputs)))
     return lambda u: bound * u
-
-
-def constant(value: float) -> Law:
-    """Every element starts at `value`."""
-    return lambda u: jnp.full(u.shape, value)
 
 
 def standard_normal(u: Array) -> Array:

@@ -19,7 +19,7 @@ from jax import Array
 
 from diffjax.core.keys import fold_in_each
 from diffjax.networks import operations
-from diffjax.networks.initialization import constant, fan_average, parameter, standard_normal
+from diffjax.networks.initialization import fan_average, filled, parameter, standard_normal
 
 
 class Linear(nnx.Module):
@@ -27,8 +27,8 @@ class Linear(nnx.Module):
 
     def __init__(self, in_features: int, out_features: int, *, zero=False, rngs: nnx.Rngs):
         shape = (in_features, out_features)
-        self.kernel = parameter(rngs, shape, constant(0.0) if zero else fan_average(shape))
-        self.bias = parameter(rngs, (out_features,), constant(0.0))
+        self.kernel = filled(shape, 0.0) if zero else parameter(rngs, shape, fan_average(shape))
+        self.bias = filled((out_features,), 0.0)
 
     def __call__(self, x: Array) -> Array:
         return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
@@ -52,8 +52,8 @@ class Conv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         shape = (*window, in_channels, out_channels)
-        self.kernel = parameter(rngs, shape, constant(0.0) if zero else fan_average(shape))
-        self.bias = parameter(rngs, (out_channels,), constant(0.0))
+        self.kernel = filled(shape, 0.0) if zero else parameter(rngs, shape, fan_average(shape))
+        self.bias = filled((out_channels,), 0.0)
         self.strides = strides
         self.padding = padding
 
@@ -68,10 +68,10 @@ class GroupNorm(nnx.Module):
     Source: Group Normalization, arXiv:1803.08494.
     """
 
-    def __init__(self, channels: int, num_groups: int, *, eps: float, rngs: nnx.Rngs):
+    def __init__(self, channels: int, num_groups: int, *, eps: float):
         require_divisible(channels, num_groups, "GroupNorm's channels", "num_groups")
-        self.scale = parameter(rngs, (channels,), constant(1.0))
-        self.bias = parameter(rngs, (channels,), constant(0.0))
+        self.scale = filled((channels,), 1.0)
+        self.bias = filled((channels,), 0.0)
         self.num_groups = num_groups
         self.eps = eps
 
@@ -129,7 +129,7 @@ class SelfAttention(nnx.Module):
         require_divisible(channels, head_dim, "the channels of an attention", "head_dim")
         self.head_dim = head_dim
         if num_groups:
-            self.group_norm = GroupNorm(channels, num_groups, eps=eps, rngs=rngs)
+            self.group_norm = GroupNorm(channels, num_groups, eps=eps)
         self.normalised = num_groups > 0
         self.to_q = Linear(channels, channels, rngs=rngs)
         self.to_k = Linear(channels, channels, rngs=rngs)
@@ -203,10 +203,10 @@ class ResidualBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         window = (3,) * dims
-        self.norm1 = GroupNorm(in_channels, num_groups, eps=eps, rngs=rngs)
+        self.norm1 = GroupNorm(in_channels, num_groups, eps=eps)
         self.conv1 = Conv(in_channels, out_channels, window, rngs=rngs)
         self.time_emb_proj = Linear(time_features, out_channels * (1 + scale_shift), rngs=rngs)
-        self.norm2 = GroupNorm(out_channels, num_groups, eps=eps, rngs=rngs)
+        self.norm2 = GroupNorm(out_channels, num_groups, eps=eps)
         self.conv2 = Conv(out_channels, out_channels, window, zero=zero, rngs=rngs)
         self.projected = in_channels != out_channels
         if self.projected:

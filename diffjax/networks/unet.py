@@ -184,9 +184,7 @@ class UNet(nnx.Module):
         if config.mid_block:
             self.mid_block = MidBlock(config, rngs=rngs)
         self.up_blocks = nnx.List([UpBlock(config, level, rngs=rngs) for level in reversed(levels)])
-        self.conv_norm_out = GroupNorm(
-            channels[0], config.num_groups, eps=config.norm_eps, rngs=rngs
-        )
+        self.conv_norm_out = GroupNorm(channels[0], config.num_groups, eps=config.norm_eps)
         out_channels = config.out_channels * patch
         self.conv_out = Conv(channels[0], out_channels, window, zero=config.zero_init, rngs=rngs)
 
@@ -433,6 +431,12 @@ def _check_ranges(config: UNetConfig) -> None:
     for name in ("dropout", "cond_drop_prob"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be in [0, 1)")
+    for name in ("dtype", "param_dtype"):
+        if str(getattr(config, name)) not in ("float32", "bfloat16", "float16"):
+            raise ValueError(
+                f"{name} is {getattr(config, name)!r}; "
+                "it must be 'float32', 'bfloat16' or 'float16'"
+            )
     if config.spatial_dims not in (1, 2, 3):
         raise ValueError(f"spatial_dims is {config.spatial_dims}; it must be 1, 2 or 3")
     if config.downsample_padding not in (0, 1):
