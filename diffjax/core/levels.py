@@ -55,6 +55,18 @@ def expand_level(level: NoiseLevel, x: Array) -> NoiseLevel:
     return NoiseLevel(*(expand(leaf, x) for leaf in level))
 
 
+def safe_sqrt(values: Array) -> Array:
+    """Square root with the gradient 0, not infinity, at 0; negative values count as 0.
+
+    >>> import jax
+    >>> jax.grad(safe_sqrt)(0.0)
+    Array(0., dtype=float32, weak_type=True)
+    """
+    # double where: the gradient of the untaken branch is infinite at 0
+    positive = values > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, values, 1.0)), 0.0)
+
+
 def logsnr(level: NoiseLevel) -> Array:
     """Log signal-to-noise ratio, 2 log(alpha / sigma), in the shape of the level.
 
@@ -118,7 +130,7 @@ def q_step(x: Array, eps: Array, current: NoiseLevel, next_: NoiseLevel) -> Arra
       [B, ...] data at level `next_`, float32.
     """
     scale, variance = transition(expand_level(next_, x), expand_level(current, x))
-    return scale * x + jnp.sqrt(variance) * eps
+    return scale * x + safe_sqrt(variance) * eps
 
 
 def q_posterior(x: Array, x0: Array, current: NoiseLevel, next_: NoiseLevel) -> tuple[Array, Array]:

@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.tree_util import register_dataclass
-from jax.typing import ArrayLike
 
-from diffjax.core.levels import NoiseLevel
+from diffjax.core.levels import NoiseLevel, safe_sqrt
 
 Schedule = Callable[[Array], NoiseLevel]
 
@@ -39,8 +39,8 @@ def num_train_steps(schedule: Schedule) -> int | None:
 class Linear:
     """Variance-preserving SDE with beta(t) linear in t: see `linear`."""
 
-    beta_min: ArrayLike = 0.1
-    beta_max: ArrayLike = 20.0
+    beta_min: Array | float = 0.1
+    beta_max: Array | float = 20.0
 
     def __call__(self, t: Array) -> NoiseLevel:
         t = _continuous_time(t)
@@ -54,8 +54,8 @@ class Linear:
 class ScaledLinear:
     """Variance-preserving SDE with sqrt(beta(t)) linear in t: see `scaled_linear`."""
 
-    beta_min: ArrayLike = 0.85
-    beta_max: ArrayLike = 12.0
+    beta_min: Array | float = 0.85
+    beta_max: Array | float = 12.0
 
     def __call__(self, t: Array) -> NoiseLevel:
         t = _continuous_time(t)
@@ -70,7 +70,7 @@ class ScaledLinear:
 class Cosine:
     """Squared-cosine signal variance: see `cosine`."""
 
-    offset: ArrayLike = 0.008
+    offset: Array | float = 0.008
 
     def __call__(self, t: Array) -> NoiseLevel:
         t = _continuous_time(t)
@@ -80,7 +80,7 @@ class Cosine:
         alpha = jnp.sin(quarter * (1.0 - t)) / jnp.cos(start)
         # cos^2 a - cos^2 b = sin(b - a) sin(b + a)
         variance = jnp.sin(quarter * t) * jnp.sin(quarter * t + 2.0 * start)
-        return NoiseLevel(t, alpha, _sqrt(variance) / jnp.cos(start))
+        return NoiseLevel(t, alpha, safe_sqrt(variance) / jnp.cos(start))
 
 
 @register_dataclass
@@ -88,9 +88,9 @@ class Cosine:
 class Sigmoid:
     """Sigmoid signal variance: see `sigmoid`."""
 
-    start: ArrayLike = -3.0
-    end: ArrayLike = 3.0
-    temperature: ArrayLike = 1.0
+    start: Array | float = -3.0
+    end: Array | float = 3.0
+    temperature: Array | float = 1.0
 
     def __call__(self, t: Array) -> NoiseLevel:
         t = _continuous_time(t)
@@ -102,8 +102,8 @@ class Sigmoid:
             return jnp.sinh(0.5 * length) / (2.0 * jnp.cosh(0.5 * a) * jnp.cosh(0.5 * b))
 
         total = rise(low, high, high - low)
-        alpha = _sqrt(rise(here, high, (1.0 - t) * (high - low)) / total)
-        return NoiseLevel(t, alpha, _sqrt(rise(low, here, t * (high - low)) / total))
+        alpha = safe_sqrt(rise(here, high, (1.0 - t) * (high - low)) / total)
+        return NoiseLevel(t, alpha, safe_sqrt(rise(low, here, t * (high - low)) / total))
 
 
 def linear(beta_min: float = 0.1, beta_max: float = 20.0) -> Linear:
@@ -122,6 +122,7 @@ def linear(beta_min: float = 0.1, beta_max: float = 20.0) -> Linear:
     (1.0, 0.0)
     """
     _check_order("linear", beta_min=beta_min, beta_max=beta_max)
+    _check_positive("linear", beta_min=beta_min)
     return Linear(beta_min, beta_max)
 
 
@@ -137,6 +138,7 @@ def scaled_linear(beta_min: float = 0.85, beta_max: float = 12.0) -> ScaledLinea
       beta_min, beta_max: rates at t = 0 and t = 1, positive.
     """
     _check_order("scaled_linear", beta_min=beta_min, beta_max=beta_max)
+    _check_positive("scaled_linear", beta_min=beta_min)
     return ScaledLinear(beta_min, beta_max)
 
 
@@ -172,15 +174,14 @@ def sigmoid(start: float = -3.0, end: float = 3.0, temperature: float = 1.0) -> 
       temperature: positive; smaller is steeper.
     """
     _check_order("sigmoid", start=start, end=end)
-    if temperature <= 0:
-        raise ValueError(f"sigmoid: temperature is {temperature}; it must be positive.")
+    _check_positive("sigmoid", temperature=temperature)
     return Sigmoid(start, end, temperature)
 
 
 @partial(
     register_dataclass, data_fields=["alpha", "sigma", "logsnr"], meta_fields=["num_train_steps"]
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """A variance-preserving chain of T noise levels, made by `from_betas` and its relatives.
 
@@ -202,27 +203,30 @@ class Table:
         t = jnp.asarray(t)
         if jnp.issubdtype(t.dtype, jnp.integer):
             return NoiseLevel(t, jnp.asarray(self.alpha)[t + 1], jnp.asarray(self.sigma)[t + 1])
-        return self._interpolate(t)
+        return self._interpolate(_at_least_float32(t))
 
     def _interpolate(self, t: Array) -> NoiseLevel:
+        tables = (self.alpha, self.sigma, self.logsnr)
+        table_alpha, table_sigma, table_logsnr = map(jnp.asarray, tables)
         low = jnp.clip(jnp.floor(t).astype(jnp.int32) + 1, 0, self.num_train_steps - 1)
         weight = t - (low - 1)
 
         def mix(values):
-            values = jnp.asarray(values)
             return (1.0 - weight) * values[low] + weight * values[low + 1]
 
-        # log-SNR is infinite at a clean or a pure-noise end; the angle atan2(sigma, alpha) is not
-        finite = jnp.isfinite(jnp.asarray(self.logsnr))
+        # log-SNR is infinite at a clean or a pure-noise end; the angle between alpha and sigma is
+        # not, and the sine of each of the two complementary angles is exactly 0 where it should be
+        finite = jnp.isfinite(table_logsnr)
         usable = finite[low] & finite[low + 1]
-        logsnr = mix(np.where(np.isfinite(self.logsnr), self.logsnr, 0.0))
-        angle = mix(np.arctan2(self.sigma, self.alpha))
-        alpha = jnp.where(usable, jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.cos(angle))
-        sigma = jnp.where(usable, jnp.sqrt(jax.nn.sigmoid(-logsnr)), jnp.sin(angle))
+        logsnr = mix(jnp.where(finite, table_logsnr, 0.0))
+        alpha = jnp.sin(mix(jnp.arctan2(table_alpha, table_sigma)))
+        sigma = jnp.sin(mix(jnp.arctan2(table_sigma, table_alpha)))
+        alpha = jnp.where(usable, jnp.sqrt(jax.nn.sigmoid(logsnr)), alpha)
+        sigma = jnp.where(usable, jnp.sqrt(jax.nn.sigmoid(-logsnr)), sigma)
         return NoiseLevel(t, alpha, sigma)
 
     def _check_range(self, t) -> None:
-        if isinstance(t, jax.core.Tracer) or np.size(t) == 0:
+        if isinstance(t, Tracer) or np.size(t) == 0:
             return
         low, high = np.min(t), np.max(t)
         if low < -1 or high > self.num_train_steps - 1:
@@ -260,10 +264,24 @@ def from_betas(betas: np.ndarray, *, final_alpha_cumprod: float = 1.0) -> Table:
 
 
 def from_alphas_cumprod(alphas_cumprod: np.ndarray, *, final_alpha_cumprod: float = 1.0) -> Table:
-    """A table from alpha_t^2 for t = 0 .. T - 1, not increasing, in [0, 1], float64."""
-    variance = np.concatenate([[final_alpha_cumprod], np.asarray(alphas_cumprod, np.float64)])
-    if np.any(variance < 0) or np.any(variance > 1) or np.any(np.diff(variance) > 0):
-        raise ValueError("alphas_cumprod must lie in [0, 1] and not increase with the time step.")
+    """A table from alpha_t^2 for t = 0 .. T - 1, not increasing, in [0, 1], float64.
+
+    Args:
+      alphas_cumprod: [T].
+      final_alpha_cumprod: alpha^2 at time step -1, at least alphas_cumprod[0]: see `from_betas`.
+    """
+    alphas_cumprod = np.asarray(alphas_cumprod, np.float64)
+    if alphas_cumprod.ndim != 1 or alphas_cumprod.size == 0:
+        raise ValueError(
+            f"alphas_cumprod has shape {alphas_cumprod.shape}; it must be one-dimensional, not "
+            "empty."
+        )
+    variance = np.concatenate([[final_alpha_cumprod], alphas_cumprod])
+    if not (np.all(variance >= 0) and np.all(variance <= 1) and np.all(np.diff(variance) <= 0)):
+        raise ValueError(
+            "alphas_cumprod, with final_alpha_cumprod in front, must lie in [0, 1] and not "
+            "increase with the time step."
+        )
     with np.errstate(divide="ignore"):
         logsnr = np.log(variance) - np.log1p(-variance)
     return Table(np.sqrt(variance), np.sqrt(1.0 - variance), logsnr, len(variance) - 1)
@@ -287,7 +305,7 @@ def scaled_linear_betas(
     beta_start: float = 0.00085, beta_end: float = 0.012, *, num_steps: int = 1000
 ) -> Table:
     """Latent diffusion's table: sqrt(beta) evenly spaced. Source: arXiv:2112.10752."""
-    _check_order("scaled_linear_betas", beta_start=beta_start, beta_end=beta_end)
+    _check_positive("scaled_linear_betas", beta_start=beta_start)
     return from_betas(_betas("scaled_linear_betas", beta_start**0.5, beta_end**0.5, num_steps) ** 2)
 
 
@@ -331,7 +349,13 @@ def zero_terminal_snr(table: Table) -> Table:
             "schedules cosine and sigmoid have zero terminal SNR already."
         )
     end, alpha = table.alpha[0], table.alpha[1:]
-    alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+    if not alpha[0] > alpha[-1]:
+        raise ValueError(
+            "zero_terminal_snr keeps the first step and makes the last one pure noise; "
+            f"this table of {table.num_train_steps} step(s) has the same level at both."
+        )
+    # the first step is kept: rounding may not lift it above the end of the chain
+    alpha = np.minimum((alpha - alpha[-1]) / (alpha[0] - alpha[-1]), 1.0) * alpha[0]
     return from_alphas_cumprod(alpha**2, final_alpha_cumprod=float(end**2))
 
 
@@ -354,17 +378,16 @@ def _continuous_time(t: Array) -> Array:
             f"A continuous schedule takes float times in [0, 1], not {t.dtype} time steps. "
             "Was a table meant (linear_betas, cosine_betas, ...)?"
         )
-    return t
+    return _at_least_float32(t)
+
+
+def _at_least_float32(t: Array) -> Array:
+    """Levels are never computed in half precision, whatever the dtype of the times."""
+    return t.astype(jnp.promote_types(t.dtype, jnp.float32))
 
 
 def _from_log_alpha(t: Array, log_alpha: Array) -> NoiseLevel:
-    return NoiseLevel(t, jnp.exp(log_alpha), _sqrt(-jnp.expm1(2.0 * log_alpha)))
-
-
-def _sqrt(variance: Array) -> Array:
-    # double where: the gradient of sqrt is infinite at 0, and rounding may fall below it
-    positive = variance > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1.0)), 0.0)
+    return NoiseLevel(t, jnp.exp(log_alpha), safe_sqrt(-jnp.expm1(2.0 * log_alpha)))
 
 
 def _betas(name: str, start: float, end: float, num_steps: int) -> np.ndarray:
@@ -382,3 +405,9 @@ def _check_order(name: str, **ends: float) -> None:
     (low_name, low), (high_name, high) = ends.items()
     if not low < high:
         raise ValueError(f"{name}: {low_name} is {low}, {high_name} is {high}; it must be larger.")
+
+
+def _check_positive(name: str, **values: float) -> None:
+    for value_name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name}: {value_name} is {value}; it must be positive.")
