@@ -107,12 +107,17 @@ def prediction_weight(
 
     At SNR 0 and infinity the product is the limit: alpha and sigma count as 1e-9 at least.
     """
-    level = level._replace(
-        alpha=jnp.maximum(level.alpha, 1e-9), sigma=jnp.maximum(level.sigma, 1e-9)
-    )
+    level = _off_the_ends(level)
     _, out = parameterization.estimate(level)
     # out may be tiny where w is huge: multiply one factor at a time
     return weight(level) * out * out
+
+
+def _off_the_ends(level: NoiseLevel) -> NoiseLevel:
+    """The level with alpha and sigma of at least 1e-9, where every row and weight is finite."""
+    return level._replace(
+        alpha=jnp.maximum(level.alpha, 1e-9), sigma=jnp.maximum(level.sigma, 1e-9)
+    )
 
 
 def uniform(keys: BatchKeys) -> Array:
@@ -121,13 +126,18 @@ def uniform(keys: BatchKeys) -> Array:
 
 
 def stratified(keys: BatchKeys) -> Array:
-    """One uniform time in each of as many equal intervals as the global batch has samples."""
-    return (keys.index + uniform(keys)) / keys.size
+    """One uniform time in each of as many equal intervals as the global batch has samples.
+
+    The intervals are dealt out by a random rotation, so that each sample's own time is uniform
+    whatever its position in the batch.
+    """
+    rotation = jax.random.randint(_batch_key(keys), (), 0, keys.size)
+    return ((keys.index + rotation) % keys.size + uniform(keys)) / keys.size
 
 
 def low_discrepancy(keys: BatchKeys) -> Array:
     """An even grid of times under one common random shift: arXiv:2107.00630, Appendix I.1."""
-    return (jax.random.uniform(keys.key) + keys.index / keys.size) % 1.0
+    return (jax.random.uniform(_batch_key(keys)) + keys.index / keys.size) % 1.0
 
 
 TIME_SAMPLERS: dict[str, TimeSampler] = {
@@ -216,7 +226,7 @@ def diffusion_loss(
             apply, params, parameterization, noised.x, noised.level, keys=noised.keys,
             **conditioning,
         )  # fmt: skip
-        error = _mean_square(output - target(parameterization, x0, noised.eps, noised.level))
+        error = _regression_error(parameterization, output, x0, noised)
         return prediction_weight(weight, parameterization, noised.level) * error, {"mse": error}
 
     return loss
@@ -252,12 +262,13 @@ def hybrid_loss(
             apply, params, parameterization, noised.x, level, keys=noised.keys, **conditioning
         )
         output, values = split_learned_variance(output, x0)
-        error = _mean_square(output - target(parameterization, x0, noised.eps, level))
+        error = _regression_error(parameterization, output, x0, noised)
         simple_loss = prediction_weight(weight, parameterization, level) * error
 
         estimate = jax.lax.stop_gradient(estimate_x0(parameterization, noised.x, output, level))
-        ends = (expand(end, x0) for end in log_variances(schedule, level.t))
-        log_variance = interpolate_variance(*ends, 0.5 * (values + 1.0))
+        small, large = log_variances(schedule, level.t)
+        fraction = 0.5 * (values + 1.0)
+        log_variance = interpolate_variance(expand(small, x0), expand(large, x0), fraction)
         bound = bound_term(x0, noised.x, estimate, schedule, level.t, log_variance)
         bound = schedule.num_train_steps * bound
         return simple_loss + vlb_weight * bound, {"mse": error, "vlb": bound}
@@ -272,6 +283,17 @@ def as_batch_keys(keys: BatchKeys | Array, x: Array) -> BatchKeys:
 
 def _folded(keys: BatchKeys, purpose: int) -> Array:
     return fold_in_each(sample_keys(keys.key, keys.index), purpose)
+
+
+def _batch_key(keys: BatchKeys) -> Array:
+    """A key that the whole batch shares and no sample has: theirs are folds of 0 .. size - 1."""
+    return jax.random.fold_in(keys.key, keys.size)
+
+
+def _regression_error(parameterization, output, x0, noised: Noised) -> Array:
+    """mean |F - target|^2 of each sample; the target of the score is infinite at sigma = 0."""
+    level = _off_the_ends(noised.level)
+    return _mean_square(output - target(parameterization, x0, noised.eps, level))
 
 
 def _split_batch(batch: Batch) -> tuple[Array, dict[str, Array]]:

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from diffjax.core.levels import NoiseLevel, expand, expand_level
 from diffjax.core.schedules import Schedule, num_train_steps
@@ -60,6 +61,10 @@ def _zero_one(level: NoiseLevel) -> tuple[Array, Array]:
     return jnp.zeros_like(level.alpha), jnp.ones_like(level.alpha)
 
 
+def _one_zero(level: NoiseLevel) -> tuple[Array, Array]:
+    return jnp.ones_like(level.alpha), jnp.zeros_like(level.alpha)
+
+
 def _v_estimate(level: NoiseLevel) -> tuple[Array, Array]:
     norm = level.alpha**2 + level.sigma**2
     return level.alpha / norm, -level.sigma / norm
@@ -77,7 +82,7 @@ eps = Parameterization(
 )
 x0 = Parameterization(
     "x0",
-    target=lambda level: _zero_one(level)[::-1],
+    target=_one_zero,
     estimate=_zero_one,
 )
 v = Parameterization(
@@ -145,7 +150,7 @@ class LearnedVariance(NamedTuple):
     fraction: Array
 
 
-def map_x0(function: Callable[[Array], Array], estimate: Array | LearnedVariance):
+def map_x0(function: Callable[[Array], Array], estimate: Any) -> Any:
     """Apply a function to a denoiser's estimate of x0; a learned variance passes through."""
     if isinstance(estimate, LearnedVariance):
         return estimate._replace(x0=function(estimate.x0))
@@ -249,7 +254,7 @@ def check_level(parameterization: Parameterization, level: NoiseLevel) -> None:
       ValueError: when x0 = skip x + out F has no finite coefficients there, as for eps and score
         at zero SNR (alpha = 0): x is pure noise, and knowing that noise tells nothing of x0.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in level):
+    if any(isinstance(leaf, Tracer) for leaf in level):
         return
     with jax.ensure_compile_time_eval():
         coefficients = np.array([np.asarray(c) for c in parameterization.estimate(level)])

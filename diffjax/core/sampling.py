@@ -9,10 +9,12 @@ grid with it:
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from diffjax.core.keys import fold_in_each, normal_each, sample_keys
@@ -87,7 +89,8 @@ def sample(
 ) -> Array:
     """Walk a grid of noise levels from its first to its last.
 
-    With `num_steps` left out the loop has a fixed length and can be differentiated. A traced
+    With `num_steps` left out the loop has a fixed length and can be differentiated: a gradient
+    keeps one x for each step in memory and computes the inside of the steps again. A traced
     `num_steps` makes its length dynamic: pad the levels to the largest number of steps
     (`pad_levels`), and one compiled program serves every smaller one.
 
@@ -103,7 +106,7 @@ def sample(
         such as `jax.debug.callback`: see `progress`.
 
     Returns:
-      [B, ...] at the last level, float32.
+      [B, ...] at the last level, in the dtype of x and levels, float32 at least.
 
     >>> from diffjax.core import grids, schedules
     >>> levels = schedules.cosine()(grids.trailing(10))
@@ -111,13 +114,16 @@ def sample(
     >>> sample(jax.random.key(0), jnp.ones((2, 3)), lambda x, level: 0 * x, follow, levels).shape
     (2, 3)
     """
-    x = _check_start(x)
-    keys, length = per_sample(key, x.shape[0]), _check_levels(levels)
-    if isinstance(num_steps, int) and not 0 < num_steps <= length:
+    keys, x, levels, length = _check_start(key, x, levels)
+    if isinstance(num_steps, int | np.integer) and not 0 < num_steps <= length:
         raise ValueError(f"num_steps is {num_steps}; the grid has {length} steps.")
 
+    @partial(jax.checkpoint, prevent_cse=False)
+    def advance(i, x, state):
+        return _step(keys, i, x, state, denoise, solver, levels)
+
     def body(i, carry):
-        x, state = _step(keys, i, *carry, denoise, solver, levels)
+        x, state = advance(i, *carry)
         if on_step is not None:
             on_step(i, x)
         return x, state
@@ -151,21 +157,25 @@ def trajectory(
 
     Arguments as in `sample`. The last entry of `x` is what `sample` returns.
     """
-    x = _check_start(x)
-    keys, length = per_sample(key, x.shape[0]), _check_levels(levels)
+    keys, x, levels, length = _check_start(key, x, levels)
 
-    def body(carry, i):
+    @partial(jax.checkpoint, prevent_cse=False)
+    def advance(i, x, state):
         estimates = []
 
         def recording(x, level):
             estimates.append(denoise(x, level))
             return estimates[-1]
 
-        x, state = _step(keys, i, *carry, recording, solver, levels)
+        x, state = _step(keys, i, x, state, recording, solver, levels)
+        # a LearnedVariance holds more than the estimate
+        return x, state, getattr(estimates[0], "x0", estimates[0])
+
+    def body(carry, i):
+        x, state, x0 = advance(i, *carry)
         if on_step is not None:
             on_step(i, x)
-        # a LearnedVariance holds more than the estimate
-        return (x, state), (x, getattr(estimates[0], "x0", estimates[0]))
+        return (x, state), (x, x0)
 
     _, (xs, x0s) = lax.scan(body, (x, solver.init(x)), jnp.arange(length))
     return Trajectory(jnp.concatenate([x[None], xs]), x0s)
@@ -200,11 +210,16 @@ def progress(bar: Any) -> OnStep:
     return lambda i, x: jax.debug.callback(advance, i)
 
 
-def _check_start(x: Array) -> Array:
+def _check_start(key, x, levels: NoiseLevel) -> tuple[Array, Array, NoiseLevel, int]:
+    """The keys of the samples, x and levels as arrays, the number of steps."""
+    length = _check_levels(levels)
+    levels = jax.tree.map(jnp.asarray, levels)
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 1:
         raise TypeError(f"x is {x.dtype}{list(x.shape)}; sampling needs [B, ...] floats.")
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    # a loop must return the dtype that it was given: levels are float64 under x64
+    dtype = jnp.promote_types(jnp.promote_types(x.dtype, jnp.float32), levels.sigma.dtype)
+    return per_sample(key, x.shape[0]), x.astype(dtype), levels, length
 
 
 def _check_levels(levels: NoiseLevel) -> int:

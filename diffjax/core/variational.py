@@ -14,7 +14,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.scipy.special import log_ndtr
-from jax.scipy.stats import norm
 
 from diffjax.core.keys import fold_in_each, normal_each
 from diffjax.core.levels import (
@@ -116,7 +115,9 @@ def discretized_log_prob(
     # far out on the right 1 - cdf is accurate where cdf is not: measure from the nearer tail
     right = lower > 0
     a, b = jnp.where(right, -upper, lower), jnp.where(right, -lower, upper)
-    inside = jnp.log(jnp.maximum(norm.cdf(b) - norm.cdf(a), 1e-12))
+    # log(cdf(b) - cdf(a)) without a floor, which would make the bound too small
+    log_a, log_b = log_ndtr(a), log_ndtr(b)
+    inside = log_b + jnp.log(jnp.maximum(-jnp.expm1(log_a - log_b), jnp.finfo(a.dtype).tiny))
     edge = jnp.where(x0 < 0, log_ndtr(upper), log_ndtr(-lower))
     return jnp.where(jnp.abs(x0) > 1.0 - half, edge, inside)
 

@@ -23,6 +23,7 @@ from diffjax.core.levels import (
     interpolate_variance,
     q_posterior,
     reverse_variances,
+    safe_sqrt,
 )
 from diffjax.core.parameterizations import LearnedVariance
 from diffjax.core.sampling import Solver, stateless
@@ -45,6 +46,8 @@ def reverse_variance(
     """
     small, large = reverse_variances(current, next_)
     if variance == "learned_range":
+        if fraction is None:
+            raise ValueError("variance='learned_range' needs the fraction that the network chose.")
         small, large = (jnp.log(jnp.maximum(value, TINY_VARIANCE)) for value in (small, large))
         return jnp.exp(interpolate_variance(small, large, fraction))
     return small if variance == "fixed_small" else large
@@ -76,7 +79,7 @@ def ancestral_update(
     """
     current, next_ = expand_level(current, x), expand_level(next_, x)
     mean, _ = q_posterior(x, x0, current, next_)
-    std = jnp.sqrt(reverse_variance(current, next_, variance, fraction))
+    std = safe_sqrt(reverse_variance(current, next_, variance, fraction))
     return mean + jnp.where(next_.sigma > 0, std, 0.0) * noise
 
 

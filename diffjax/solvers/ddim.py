@@ -11,12 +11,11 @@ DDPM with the small variance. Source: DDIM, arXiv:2010.02502, Eqs. 12 and 16.
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from diffjax.core.keys import Normal, normal_each
-from diffjax.core.levels import NoiseLevel, expand_level, reverse_variances
+from diffjax.core.levels import NoiseLevel, expand_level, reverse_variances, safe_sqrt
 from diffjax.core.parameterizations import estimate_eps
 from diffjax.core.sampling import Solver, stateless
 
@@ -48,10 +47,10 @@ def ddim_update(
     eps = estimate_eps(x, x0, current) if eps is None else eps
     if noise is None:
         return next_.alpha * x0 + next_.sigma * eps
-    variance = eta**2 * reverse_variances(current, next_)[0]
-    # rounding may leave -1e-8 for eta = 1
-    direction = jnp.sqrt(jnp.maximum(next_.sigma**2 - variance, 0.0))
-    return next_.alpha * x0 + direction * eps + jnp.sqrt(variance) * noise
+    # as a product with eta: the gradient of sqrt(eta^2) would be NaN at 0
+    std = eta * safe_sqrt(reverse_variances(current, next_)[0])
+    direction = safe_sqrt((next_.sigma - std) * (next_.sigma + std))
+    return next_.alpha * x0 + direction * eps + std * noise
 
 
 def ddim(

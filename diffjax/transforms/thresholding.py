@@ -1,5 +1,7 @@
 """Thresholding: denoisers whose estimate of x0 stays in the range of the data."""
 
+import math
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -20,7 +22,7 @@ def clip_denoised(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> De
 
 
 def dynamic_threshold(
-    denoise: Denoiser, quantile: float = 0.995, *, max_value: float = 1.0
+    denoise: Denoiser, quantile: float = 0.995, *, max_value: float = math.inf
 ) -> Denoiser:
     """Dynamic thresholding: clip each sample at a quantile s of |x0| and divide by s.
 
@@ -31,7 +33,7 @@ def dynamic_threshold(
     Args:
       denoise: the denoiser, its data in [-1, 1].
       quantile: in (0, 1].
-      max_value: upper limit of s; Imagen has none (pass infinity), 1 is static clipping.
+      max_value: upper limit of s; Imagen has none, 1 is static clipping.
     """
     if not 0.0 < quantile <= 1.0:
         raise ValueError(f"quantile is {quantile}; it must be in (0, 1].")
