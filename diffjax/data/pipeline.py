@@ -1,77 +1,25 @@
 """From a source of images to an endless stream of training batches.
 
-The stream is a function of (source, seed, batch size) alone. Let n be the number of images. Epoch e
-visits them in the order of a random permutation drawn from (seed, e), and epoch follows epoch
-without a gap: position p of the stream is
+Batch k of the stream holds the positions k·B .. (k+1)·B - 1 of the order that `order.py` defines,
+so a batch may end one epoch and begin the next, and nothing is dropped. The stream is a function of
+(source, seed, batch size) alone. Hence the global batches are the same whatever the number of
+processes, each of which reads only its own rows of them; and the state of the stream is the number
+of batches that it handed out.
 
-    image permutation(seed, p // n)[p mod n],
-
-and batch k holds the positions k·B .. (k+1)·B - 1. So every image comes exactly once an epoch, a
-batch may end one epoch and begin the next, and nothing is dropped. What is random about position p
-is drawn from (seed, p).
-
-Hence the global batches are the same whatever the number of processes, each of which reads only
-its own rows of them; and the state of the stream is the number of batches that it handed out.
-
-Grain reads ahead, a batch a thread. The order is made here, for a whole batch at once: Grain's
+Grain reads ahead, a batch a thread. The order is made for a whole batch at once: Grain's
 element-wise shuffle costs about 5 ms of a core for 128 images, as much as all the rest, and gives
 the seeds s and s + 1 the same epochs but one.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
 
+from diffjax.data.order import coin_flips, records_at
 from diffjax.data.sources import Source
-
-GOLDEN = 0x9E3779B97F4A7C15
-FLIPS = 1 << 63  # a stream of random words that no epoch number reaches
-
-
-def random_words(seed: int, stream: int, index: np.ndarray) -> np.ndarray:
-    """Random 64-bit words that are a function of (seed, stream, index), the same everywhere.
-
-    Word i of a stream is mix(start + i · GOLDEN) with start = mix(mix(seed) + stream); unlike the
-    streams of NumPy's generators these can never change with its version.
-
-    Source: SplitMix64, Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014.
-
-    Args:
-      seed, stream: integers in 0..2^64 - 1.
-      index: [n] non-negative integers.
-
-    Returns:
-      [n] uint64.
-    """
-    start = _mix(_mix(np.array([seed], np.uint64)) + np.array([stream], np.uint64))
-    return _mix(start + index.astype(np.uint64) * np.uint64(GOLDEN))
-
-
-def _mix(z: np.ndarray) -> np.ndarray:
-    z = z + np.uint64(GOLDEN)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-@lru_cache(maxsize=4)
-def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The order in which an epoch visits the images: [size] int64, a uniform permutation."""
-    return np.argsort(random_words(seed, epoch, np.arange(size)), kind="stable")
-
-
-def records_at(seed: int, size: int, positions: np.ndarray) -> np.ndarray:
-    """Which image is at each of these positions of the stream: [b] int64."""
-    records = np.empty_like(positions)
-    epochs = positions // size
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        records[here] = permutation(seed, int(epoch), size)[positions[here] % size]
-    return records
 
 
 class Batches:
@@ -195,7 +143,7 @@ def batches(
         examples = [source[record] for record in records_at(seed, size, positions)]
         images = np.stack([example["image"] for example in examples])
         if flip:
-            mirrored = random_words(seed, FLIPS, positions) >> np.uint64(63) == 1
+            mirrored = coin_flips(seed, positions)
             images[mirrored] = images[mirrored, :, ::-1]
         x0 = images.astype(np.float32) / np.float32(127.5) - np.float32(1)
         batch: dict[str, np.ndarray] = {"x0": x0}

@@ -106,19 +106,16 @@ def _layout(builder, image_size: int | None) -> tuple[tuple[int, int, int], int 
     return (height, width, channels), num_classes
 
 
-def _is_prepared(builder) -> bool:
-    # TFDS's own is_prepared logs a warning where the answer is no.
-    return (Path(builder.data_dir) / "dataset_info.json").exists()
-
-
 def _open(builder, split: str):
     """The random-access records of a split, or an error that says what is in the way."""
     try:
         records = builder.as_data_source(split=split)
+        if not len(records):
+            raise ValueError("there are no images in it.")
         _read_one_quietly(records)
         return records
     except Exception as error:
-        if not _is_prepared(builder):
+        if not (Path(builder.data_dir) / "dataset_info.json").exists():
             raise FileNotFoundError(
                 f"{builder.name} is not prepared: there is nothing in {builder.data_dir}. Prepare "
                 f"it with diffjax.data.prepare({builder.name!r}), or give the data_dir where it is."
@@ -129,7 +126,7 @@ def _open(builder, split: str):
                 f"{builder.data_dir} is stored as {file_format}, which has no random access; "
                 f"prepare {builder.name} again elsewhere with diffjax.data.prepare."
             ) from None
-        raise ValueError(f"{builder.name} cannot be read, split {split!r}: {error}") from error
+        raise ValueError(f"{builder.name}, split {split!r}, cannot be read: {error}") from error
 
 
 def _read_one_quietly(records) -> None:
@@ -202,41 +199,49 @@ def digits(split: str = "train", *, data_dir: str | Path | None = None) -> Array
     from diffjax.data.digits8x8.builder import Digits8x8
 
     data_dir = cache_dir() if data_dir is None else Path(data_dir).expanduser()
-    builder = Digits8x8(data_dir=data_dir)
-    if not _is_prepared(builder):
-        _prepare_digits(data_dir, builder)
+    folder = data_dir / Digits8x8.name / str(Digits8x8.VERSION)
+    if not (folder / "dataset_info.json").exists():
+        _prepare_digits(data_dir, folder)
+    try:
         builder = Digits8x8(data_dir=data_dir)
-    shape, num_classes = _layout(builder, None)
-    records = Records(_open(builder, split), shape, num_classes, None)
-    if split == "train" and len(records) != NUM_DIGITS:
-        raise ValueError(
-            f"{builder.data_dir} holds {len(records)} digits instead of {NUM_DIGITS}; delete that "
-            "folder, and they are prepared again."
-        )
-    return in_memory(records)
+        decoded = in_memory(Records(_open(builder, split), *_layout(builder, None), None))
+    except Exception as error:
+        raise ValueError(f"{error} {_remedy(folder)}") from error
+    if split == "train" and len(decoded) != NUM_DIGITS:
+        raise ValueError(f"There are {len(decoded)} digits, not {NUM_DIGITS}. {_remedy(folder)}")
+    return decoded
 
 
-def _prepare_digits(data_dir: Path, builder) -> None:
+def _remedy(folder: Path) -> str:
+    return f"(If {folder} is damaged, delete it: it will be made again.)"
+
+
+def _prepare_digits(data_dir: Path, target: Path) -> None:
     """Make the set in a folder of our own, then move it into place in one step.
 
     Two processes may do this at once: the set is the same whoever moves first.
     """
-    target = Path(builder.data_dir)
+    from diffjax.data.digits8x8.builder import Digits8x8
+
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="preparing-", dir=data_dir) as folder:
-            made = type(builder)(data_dir=folder, file_format="array_record")
-            # TFDS prints its progress, which is over before it can be read.
-            with (
-                contextlib.redirect_stdout(io.StringIO()),
-                contextlib.redirect_stderr(io.StringIO()),
-            ):
-                made.download_and_prepare()
-            os.rename(made.data_dir, target)
+            builder = Digits8x8(data_dir=folder, file_format="array_record")
+            with _silence():
+                builder.download_and_prepare()
+            os.rename(builder.data_dir, target)
     except OSError as error:
-        if _is_prepared(builder):
+        if (target / "dataset_info.json").exists():
             return
         raise OSError(
             f"The digits could not be prepared in {data_dir}: {error}. Give another data_dir, or "
-            "set DIFFJAX_DATA_DIR."
+            f"set DIFFJAX_DATA_DIR. {_remedy(target)}"
         ) from error
+
+
+@contextlib.contextmanager
+def _silence():
+    """Drop what TFDS prints about its progress, which is over before it can be read."""
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
