@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,11 +35,31 @@ from diffjax.training.checkpoint_items import (
     reason_of,
     start_saving,
 )
-from diffjax.training.checkpoint_run import RUN, RunInfo, encode_run, load_run
+from diffjax.training.checkpoint_run import (
+    RUN,
+    RunInfo,
+    encode_run,
+    load_data_position,
+    load_run,
+)
 from diffjax.training.manifest import find_damage, sync_folder, write_atomically, write_manifest
 from diffjax.training.state import TrainState
 
 ITEMS = ("params", "ema", "opt_state")
+
+
+class Restored(NamedTuple):
+    """What `Checkpointer.restore_latest` gives back.
+
+    Attributes:
+      state: the training state.
+      run: step, key and config.
+      data: the position of the data pipeline of this process as it was given to `save`, or None.
+    """
+
+    state: TrainState
+    run: RunInfo
+    data: Any
 
 
 class Checkpointer:
@@ -123,7 +143,7 @@ class Checkpointer:
                 self._newest = None
                 raise
 
-    def restore_latest(self, like: TrainState) -> tuple[TrainState, RunInfo] | None:
+    def restore_latest(self, like: TrainState) -> Restored | None:
         """Load the newest undamaged checkpoint; damaged newer ones are renamed and warned about.
 
         Args:
@@ -131,10 +151,11 @@ class Checkpointer:
             shardings; each array is loaded into its sharding, whatever sharding it was saved from.
 
         Returns:
-          The state and the rest of the run, or None if the folder holds no checkpoint.
+          State, run and data position, or None if the folder holds no checkpoint.
 
         Raises:
-          CheckpointError: all checkpoints are damaged, or the newest good one does not fit `like`.
+          CheckpointError: all checkpoints are damaged; or the newest good one does not fit `like`,
+            or the number of processes.
         """
         path = _find_on_first_process(self.directory)
         if path is None:
@@ -148,7 +169,7 @@ class Checkpointer:
         run = load_run(path)
         step = jax.device_put(np.int32(run.step), like.step.sharding)
         self._newest = run.step
-        return TrainState(step=step, **items), run
+        return Restored(TrainState(step=step, **items), run, load_data_position(path))
 
     def __enter__(self) -> "Checkpointer":
         return self

@@ -17,18 +17,16 @@ RUN = "run.json"
 
 
 class RunInfo(NamedTuple):
-    """What a checkpoint holds beside arrays.
+    """What a checkpoint says about its run.
 
     Attributes:
       step: the number of steps taken.
       key: the key of the run.
-      data: the position of the data pipeline as it was given to `save`, or None.
       config: the configuration as it was given to `save`, or None.
     """
 
     step: int
     key: Array
-    data: Any
     config: Any
 
 
@@ -43,22 +41,26 @@ def encode_run(step: int, key: Array, data: Any, config: Any) -> str:
 
 
 def load_run(path: Path) -> RunInfo:
-    """Load step, key, data position and config of a checkpoint; `path` as in `load_item`.
+    """Load step, key and config of a checkpoint; `path` as in `load_item`."""
+    run = json.loads((path / RUN).read_text())
+    return RunInfo(run["step"], _decode_key(run["key"]), run["config"])
+
+
+def load_data_position(path: Path) -> Any:
+    """Load the position of the data pipeline of this process, as it was given to `save`.
 
     Raises:
-      CheckpointError: the data position was saved by another number of processes, and theirs
-        differ, so that there is none for this process.
+      CheckpointError: it was saved by another number of processes, and their positions differ, so
+        that there is none for this process.
     """
-    run = json.loads((path / RUN).read_text())
-    positions = run["data"]
+    positions = json.loads((path / RUN).read_text())["data"]
     # equal positions count batches, each of its own process, and hold for every number of them
     if len(positions) != jax.process_count() and any(p != positions[0] for p in positions):
         raise CheckpointError(
             f"Checkpoint {path} holds the data positions of {len(positions)} processes; this run "
             f"has {jax.process_count()}. Resume with {len(positions)} processes."
         )
-    mine = positions[jax.process_index() % len(positions)]
-    return RunInfo(run["step"], _decode_key(run["key"]), _decode_data(mine), run["config"])
+    return _decode_data(positions[jax.process_index() % len(positions)])
 
 
 def _encode_key(key: Array) -> dict[str, Any]:
