@@ -46,10 +46,11 @@ def frechet_distance(
 ) -> float:
     """The squared Fréchet (2-Wasserstein) distance of two Gaussians, the "FID" of their features.
 
-        d² = |m1 - m2|² + tr C1 + tr C2 - 2 Σ_i sqrt(λ_i),   λ = eigenvalues of S C2 S,  S² = C1
+        d² = |m1 - m2|² + tr C1 + tr C2 - 2 Σ_i s_i,   s = singular values of C1^(1/2) C2^(1/2)
 
-    S is the symmetric square root. S C2 S is symmetric and has the eigenvalues of C1 C2, so the
-    square root of a general matrix, which turns complex on nearly singular input, is not needed.
+    with symmetric square roots. The s_i are the square roots of the eigenvalues of C1 C2; taken
+    this way they are real and exact to rounding also where the covariances are singular, which
+    the square root of the product itself is not.
 
     Source: Heusel et al., "GANs trained by a two time-scale update rule", arXiv:1706.08500, eq. 6;
     Dowson & Landau, "The Fréchet distance between multivariate normal distributions", 1982.
@@ -70,13 +71,19 @@ def frechet_distance(
             f"Means {mean1.shape}, {mean2.shape} and covariances {covariance1.shape}, "
             f"{covariance2.shape} do not fit together; expected [D] and [D, D]."
         )
-    values, vectors = linalg.eigh(covariance1)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    product = root @ covariance2 @ root
-    products = linalg.eigvalsh((product + product.T) / 2)
-    overlap = np.sqrt(np.maximum(products, 0)).sum()
+    roots = symmetric_root(covariance1) @ symmetric_root(covariance2)
+    overlap = np.sum(linalg.svdvals(roots))
     distance = np.sum((mean1 - mean2) ** 2) + np.trace(covariance1 + covariance2) - 2 * overlap
     return float(max(distance, 0.0))
+
+
+def symmetric_root(covariance: np.ndarray) -> np.ndarray:
+    """The symmetric square root of a positive semi-definite matrix [D, D]."""
+    values, vectors = linalg.eigh(covariance)
+    # An eigenvalue of 0 comes out as rounding, and its square root would be 8 digits larger.
+    rounding = values.size * np.finfo(np.float64).eps * max(values[-1], 0)
+    values = np.where(values > rounding, values, 0)
+    return (vectors * np.sqrt(values)) @ vectors.T
 
 
 def kernel_distance(features1: np.ndarray, features2: np.ndarray) -> float:
