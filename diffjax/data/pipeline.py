@@ -51,7 +51,7 @@ class Batches:
         try:
             while len(self._ahead) <= self._device_buffer:
                 self._ahead.append(self._place(next(self._host)))
-        except Exception:
+        except BaseException:
             self._seek(self._handed_out)  # so that a second try reads the same batch
             raise
         self._handed_out += 1

@@ -117,8 +117,9 @@ def _open(builder, split: str):
     except Exception as error:
         if not (Path(builder.data_dir) / "dataset_info.json").exists():
             raise FileNotFoundError(
-                f"{builder.name} is not prepared: there is nothing in {builder.data_dir}. Prepare "
-                f"it with diffjax.data.prepare({builder.name!r}), or give the data_dir where it is."
+                f"{builder.name} is not prepared: there is nothing in {builder.data_dir}. Give the "
+                f"data_dir where it is, or call diffjax.data.prepare({builder.name!r}), which for "
+                "most sets needs TensorFlow, once."
             ) from None
         file_format = builder.info.file_format.value
         if file_format != "array_record":
