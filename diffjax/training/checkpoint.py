@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,27 +39,12 @@ from diffjax.training.checkpoint_run import (
     RUN,
     RunInfo,
     encode_run,
-    load_data_position,
     load_run,
 )
 from diffjax.training.manifest import find_damage, sync_folder, write_atomically, write_manifest
 from diffjax.training.state import TrainState
 
 ITEMS = ("params", "ema", "opt_state")
-
-
-class Restored(NamedTuple):
-    """What `Checkpointer.restore_latest` gives back.
-
-    Attributes:
-      state: the training state.
-      run: step, key and config.
-      data: the position of the data pipeline of this process as it was given to `save`, or None.
-    """
-
-    state: TrainState
-    run: RunInfo
-    data: Any
 
 
 class Checkpointer:
@@ -143,7 +128,7 @@ class Checkpointer:
                 self._newest = None
                 raise
 
-    def restore_latest(self, like: TrainState) -> Restored | None:
+    def restore_latest(self, like: TrainState) -> tuple[TrainState, RunInfo] | None:
         """Load the newest undamaged checkpoint; damaged newer ones are renamed and warned about.
 
         Args:
@@ -151,7 +136,7 @@ class Checkpointer:
             shardings; each array is loaded into its sharding, whatever sharding it was saved from.
 
         Returns:
-          State, run and data position, or None if the folder holds no checkpoint.
+          The state and the rest of the run, or None if the folder holds no checkpoint.
 
         Raises:
           CheckpointError: all checkpoints are damaged; or the newest good one does not fit `like`,
@@ -166,10 +151,10 @@ class Checkpointer:
             else getattr(like, name)
             for name in ITEMS
         }
-        run = load_run(path)
+        run = load_run(path, resume=True)
         step = jax.device_put(np.int32(run.step), like.step.sharding)
         self._newest = run.step
-        return Restored(TrainState(step=step, **items), run, load_data_position(path))
+        return TrainState(step=step, **items), run
 
     def __enter__(self) -> "Checkpointer":
         return self

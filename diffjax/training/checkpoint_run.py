@@ -17,16 +17,18 @@ RUN = "run.json"
 
 
 class RunInfo(NamedTuple):
-    """What a checkpoint says about its run.
+    """What a checkpoint holds beside arrays.
 
     Attributes:
       step: the number of steps taken.
       key: the key of the run.
+      data: the position of the data pipeline of this process as it was given to `save`, or None.
       config: the configuration as it was given to `save`, or None.
     """
 
     step: int
     key: Array
+    data: Any
     config: Any
 
 
@@ -40,27 +42,28 @@ def encode_run(step: int, key: Array, data: Any, config: Any) -> str:
     return _to_json(run, "config")
 
 
-def load_run(path: Path) -> RunInfo:
-    """Load step, key and config of a checkpoint; `path` as in `load_item`."""
-    run = json.loads((path / RUN).read_text())
-    return RunInfo(run["step"], _decode_key(run["key"]), run["config"])
+def load_run(path: Path, *, resume: bool = False) -> RunInfo:
+    """Load what a checkpoint holds beside arrays.
 
-
-def load_data_position(path: Path) -> Any:
-    """Load the position of the data pipeline of this process, as it was given to `save`.
+    Args:
+      path: the folder of one step, from `find_checkpoint`.
+      resume: insist on a data position for this process.
 
     Raises:
-      CheckpointError: it was saved by another number of processes, and their positions differ, so
-        that there is none for this process.
+      CheckpointError: with resume, if the positions were saved by another number of processes and
+        differ, so that there is none for this process. Without resume `data` is None then.
     """
-    positions = json.loads((path / RUN).read_text())["data"]
+    run = json.loads((path / RUN).read_text())
+    positions, count = run["data"], jax.process_count()
     # equal positions count batches, each of its own process, and hold for every number of them
-    if len(positions) != jax.process_count() and any(p != positions[0] for p in positions):
+    fits = len(positions) == count or all(position == positions[0] for position in positions)
+    if resume and not fits:
         raise CheckpointError(
             f"Checkpoint {path} holds the data positions of {len(positions)} processes; this run "
-            f"has {jax.process_count()}. Resume with {len(positions)} processes."
+            f"has {count}. Resume with {len(positions)} processes."
         )
-    return _decode_data(positions[jax.process_index() % len(positions)])
+    data = _decode_data(positions[jax.process_index() % len(positions)]) if fits else None
+    return RunInfo(run["step"], _decode_key(run["key"]), data, run["config"])
 
 
 def _encode_key(key: Array) -> dict[str, Any]:

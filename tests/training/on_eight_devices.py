@@ -134,7 +134,7 @@ def test_a_checkpoint_moves_between_shardings_and_goes_on_the_same(tmp_path):
     like = shard_state(tiny.new_state(tiny.ADAM, 0.9), two)
     for template in (like, tiny.new_state(tiny.ADAM, 0.9), sharded):
         with Checkpointer(tmp_path) as checkpointer:
-            restored, run, _ = checkpointer.restore_latest(template)
+            restored, run = checkpointer.restore_latest(template)
         chex.assert_trees_all_equal(jax.device_get(restored), jax.device_get(sharded))
         assert jax.tree.map(lambda leaf: leaf.sharding, restored) == jax.tree.map(
             lambda leaf: leaf.sharding, template

@@ -76,17 +76,17 @@ def copied(saved, tmp_path):
 
 
 def test_restored_equals_saved_bit_for_bit(saved):
-    state, run, data = restore(saved)
+    state, run = restore(saved)
     chex.assert_trees_all_equal(state, state_at(30))
     chex.assert_trees_all_equal_shapes_and_dtypes(state, first_state())
     assert jax.tree.structure(state) == jax.tree.structure(first_state())
-    assert (run.step, data, run.config) == (30, DATA, {"width": 8})
+    assert (run.step, run.data, run.config) == (30, DATA, {"width": 8})
     assert run.key.dtype == KEY.dtype
     np.testing.assert_array_equal(jax.random.key_data(run.key), jax.random.key_data(KEY))
 
 
 def test_a_template_of_shapes_is_enough(saved):
-    state, _, _ = restore(saved, jax.eval_shape(lambda: first_state()))
+    state, _ = restore(saved, jax.eval_shape(lambda: first_state()))
     chex.assert_trees_all_equal(state, state_at(30))
 
 
@@ -125,16 +125,16 @@ def test_bytes_and_plain_optimizers_survive(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(state, key=jax.random.key(1, impl="rbg"), data=b"\x00\xff")
         checkpointer.wait()
-        restored, run, data = checkpointer.restore_latest(state)
+        restored, run = checkpointer.restore_latest(state)
     chex.assert_trees_all_equal(restored, state)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
-    assert data == b"\x00\xff"
+    assert run.data == b"\x00\xff"
     assert str(jax.random.key_impl(run.key)) == "rbg"
 
 
 def test_saving_the_same_step_again_does_nothing_but_a_foreign_step_is_refused(copied):
     with Checkpointer(copied) as checkpointer:
-        state, _, _ = checkpointer.restore_latest(first_state())
+        state, _ = checkpointer.restore_latest(first_state())
         checkpointer.save(state, key=KEY)
         with pytest.raises(CheckpointError, match="20 exists already"):
             checkpointer.save(state_at(20), key=KEY)
@@ -186,7 +186,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(copied, kind)
     damage, reason = DAMAGES[kind]
     damage(copied / "30")
     with pytest.warns(UserWarning, match=rf"{copied}/30 is damaged.*{reason}.*Using {copied}/20"):
-        state, run, _ = restore(copied)
+        state, run = restore(copied)
     assert run.step == 20
     chex.assert_trees_all_equal(state, state_at(20))
     assert names(copied) == ["10", "20", "30.damaged"]
@@ -198,7 +198,7 @@ def test_a_run_goes_on_and_saves_again_over_what_was_set_aside(copied):
         with pytest.warns(UserWarning, match="damaged"):
             checkpointer.restore_latest(first_state())
         checkpointer.save(state_at(30), key=KEY)
-    assert restore(copied).run.step == 30
+    assert restore(copied)[1].step == 30
     assert "30.damaged" in names(copied)
 
 
@@ -233,7 +233,7 @@ def test_an_unfinished_first_save_is_a_fresh_start(tmp_path):
     assert restore(tmp_path) is None
     save(tmp_path, 10)
     assert names(tmp_path) == ["10", "10.unfinished", "10.unfinished-2"]
-    assert restore(tmp_path).run.step == 10
+    assert restore(tmp_path)[1].step == 10
 
 
 def test_a_folder_that_holds_nothing_is_none_to_train_and_an_error_to_sample(tmp_path):
@@ -322,6 +322,17 @@ def test_what_cannot_be_saved_is_refused_at_once(tmp_path):
             checkpointer.save(first_state(), key=KEY, data=object())
         with pytest.raises(ValueError, match="typed key"):
             checkpointer.save(first_state(), key=jnp.zeros(2, jnp.uint32))
+
+
+def test_the_data_position_of_other_processes_is_not_taken_for_ones_own(copied):
+    path = copied / "30"
+    run = json.loads((path / "run.json").read_text())
+    for positions, here in (([{"next": 3}] * 2, {"next": 3}), ([{"next": 3}, {"next": 4}], None)):
+        (path / "run.json").write_text(json.dumps(run | {"data": positions}))
+        write_manifest(path)
+        assert load_run(path).data == here
+    with pytest.raises(CheckpointError, match="positions of 2 processes; this run has 1"):
+        restore(copied)
 
 
 def test_the_manifest_lists_every_file(tmp_path):
