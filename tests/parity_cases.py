@@ -98,5 +98,8 @@ def _find_checkpoint(folder: Path, relative: str | None) -> Path:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from error

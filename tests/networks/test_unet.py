@@ -149,7 +149,7 @@ def test_dropout_draws_anew_for_every_sample_and_key():
     params, apply = compiled(TINY)
     x, t = (np.repeat(each[:1], 3, axis=0) for each in inputs())
     # the null label is the same dropped or not: dropout alone is left to chance
-    draw = lambda key: compiled(
+    draw = lambda key: apply(
         params, x, t, labels=np.full(3, 3), keys=sample_keys(key, jnp.arange(3))
     )
     first, again, other = (draw(jax.random.key(seed)) for seed in (0, 0, 1))
