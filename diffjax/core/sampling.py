@@ -56,12 +56,12 @@ def initial_noise(key: Array, shape: tuple[int, ...], level: NoiseLevel) -> Arra
     Args:
       key: one key, or [B] keys, one for each sample.
       shape: (B, ...) of the batch.
-      level: the first level of the grid, scalar leaves.
+      level: where to start, scalar leaves; or a grid of levels, [N + 1], whose first is meant.
 
     Returns:
       [B, ...] float32.
     """
-    scale = jnp.hypot(level.alpha, level.sigma)
+    scale = jnp.ravel(jnp.hypot(level.alpha, level.sigma))[0]
     return scale * normal_each(per_sample(key, shape[0]), shape[1:])
 
 
