@@ -4,7 +4,8 @@ They know nothing of diffusion. This room is the only one that imports Flax.
 """
 
 from diffjax.networks.functional import Functional, count_parameters, functional
-from diffjax.networks.unet import UNet, UNetConfig, ddpm_celeba64, ddpm_cifar10, unet
+from diffjax.networks.unet import UNet, unet
+from diffjax.networks.unet_config import UNetConfig, ddpm_celeba64, ddpm_cifar10
 
 __all__ = [
     "Functional",

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 
 from diffjax.networks.functional import Params
-from diffjax.networks.unet import UNetConfig, unet
+from diffjax.networks.unet import unet
+from diffjax.networks.unet_config import UNetConfig
 from diffjax.pretrained.weights import UnsupportedError, read_config, read_tensors, to_params
 
 # what a key means that is absent from config.json
