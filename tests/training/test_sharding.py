@@ -1,25 +1,63 @@
-"""Runs the laws of several devices in a process of its own, as XLA reads its flags only once."""
+"""Runs the laws of several devices and processes; XLA reads its flags once for each process."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+import tiny_problem as tiny
 
 from diffjax.training.sharding import initialize_distributed
+from diffjax.training.step import make_train_step
+
+HERE = Path(__file__).parent
+
+
+def with_devices(count):
+    flags = f"--xla_force_host_platform_device_count={count}"
+    path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path}
 
 
 @pytest.mark.slow
 def test_eight_devices_compute_what_one_does():
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
-    file = Path(__file__).with_name("on_eight_devices.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
-    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    files = [str(HERE / "on_eight_devices.py"), str(HERE / "unet_on_eight_devices.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    run = subprocess.run(
+        command, env=with_devices(8), capture_output=True, text=True, timeout=500, check=False
+    )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_compute_and_resume_what_one_does(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "one_of_two_processes.py"), str(n), port, str(tmp_path)],
+            env=with_devices(2),
+            **pipe,
+        )
+        for n in range(2)
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    losses = [json.loads(out.splitlines()[-1]) for out, _ in outputs]
+
+    step = jax.jit(make_train_step(tiny.loss, tiny.SGD, ema_decay=(0.0, 0.9)))
+    state, expected = tiny.new_state(), []
+    for _ in range(3):
+        state, metrics = step(state, tiny.make_batch(), jax.random.key(7))
+        expected.append(float(metrics["loss"]))
+    np.testing.assert_allclose(losses, [expected, expected], rtol=1e-5)
 
 
 def test_initialize_distributed_does_nothing_for_one_process(monkeypatch):
