@@ -1,11 +1,20 @@
 """Where this project departs from diffusers on purpose: the reference's rule, for each named entry.
 
-Every bridge takes the run of a case and follows it with the reference's rule in the place of ours;
-None where the entry does not apply. A gap that a bridge closes is a known difference: it is proven
-to come from that rule alone. docs/diffusers_differences.md explains each entry under its name.
+Every bridge compares one part of a case with the reference's rule in the place of ours; None where
+the entry does not apply. A gap that a bridge closes is a known difference: it is proven to come
+from that rule alone. docs/diffusers_differences.md explains each entry under its name.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
+import numpy as np
+from parity_cases import Comparison, last
+
+from diffjax.core.parameterizations import estimate_x0
+from diffjax.solvers.exponential import RULES
 
 
 def fixed_stride(run):
@@ -23,7 +32,101 @@ def fixed_stride(run):
         pairs = [(moved(next_), next_) for _, next_ in run.pairs()]
     else:
         pairs = [(current, moved(current)) for current, _ in run.pairs()]
-    return run.follow(pairs=pairs)
+    return run.compare(run.follow(pairs=pairs))
 
 
-BRIDGES = {"fixed-stride": fixed_stride}
+def stale_churn(run):
+    """Schedulers with churn call the network before they add the noise."""
+    if not run.step_options.get("s_churn"):
+        return None
+    prediction = run.scheduler.parameterization
+
+    def stale(run, calls, denoise, x, current):
+        denoise(x, current)
+        output = calls[-1].output
+
+        def reuse(x, level):
+            x0 = estimate_x0(prediction, x, output, level)
+            if prediction.name == "v" and run.scheduler.name == "EulerDiscreteScheduler":
+                # converts at the old level, too
+                x0 = estimate_x0(prediction, x * current.alpha / level.alpha, output, current)
+            calls[-1] = calls[-1]._replace(x0=run.scheduler.limit(x0))
+            return x0
+
+        return reuse
+
+    return run.compare(run.follow(denoiser=stale))
+
+
+def velocity_by_position(run):
+    """Euler's `get_velocity` looks up its table at the position in the list, not at the time."""
+    if run.scheduler.name != "EulerDiscreteScheduler":
+        return None
+    times = np.asarray(run.levels.t, np.float64)
+    wanted = run.case.outputs["add_noise_timesteps"].astype(np.float64)
+    return [run.velocity_at(np.argmin(np.abs(times[:, None] - wanted), axis=0))]
+
+
+def third_order_weight(run):
+    """The multistep DPM schedulers weigh the second difference of a third-order step wrongly."""
+    config = run.scheduler.config
+    if "DPMSolverMultistep" not in run.scheduler.name or config["solver_order"] != 3:
+        return None
+    lower = RULES["exact" if config["solver_type"] == "heun" else "midpoint"]
+
+    def published(exponent, means):
+        if len(means) < 3:
+            return lower(exponent, means)
+        if not config["algorithm_type"].startswith("sde"):
+            return [*means[:2], 0.5 * means[2]]
+        gain = -jnp.expm1(-exponent)
+        return [*means[:2], ((gain - exponent) / exponent**2 - 0.5) / gain]
+
+    return run.compare(run.follow(solver_options={"rule": published}))
+
+
+def unrecorded_noise(run):
+    """A stochastic run without its draws: they are inferred, and must look like normal noise."""
+    if "noise" in run.case.inputs or not run.scheduler.config.get("algorithm_type", "").startswith(
+        "sde"
+    ):
+        return None
+    zero, one = (
+        run.scheduler.solver(run.levels, normal=lambda keys, shape, dtype, z=z: z)
+        for z in (0.0, 1.0)
+    )
+    x, calls, draws = run.start(), [], []
+    state, keys = zero.init(x), jax.random.split(jax.random.key(0), x.shape[0])
+    for i, (current, next_) in enumerate(run.pairs()):
+        arguments = x, state, run.recording(calls, current), current, next_
+        with jax.disable_jit():
+            mean, state = zero.step(keys, *arguments)
+            spread = one.step(keys, *arguments)[0] - mean
+        calls.pop()  # of the second call
+        reference = last(run.case.outputs["samples"][i + 1]) / run.reference.unit(next_)
+        if jnp.max(jnp.abs(spread)) > 0:
+            draws.append((reference - mean) / jnp.mean(spread))
+        x = mean if jnp.max(jnp.abs(spread)) == 0 else reference
+    draws = np.array(draws)
+    standard_errors = 4.0 / np.sqrt(draws.size)
+    return [
+        *run.compare((calls, x)),
+        Comparison("mean of the noise", abs(draws.mean()), standard_errors),
+        Comparison("variance of the noise", abs(draws.var() - 1.0), standard_errors * 2**0.5),
+    ]
+
+
+class Bridge(NamedTuple):
+    """A named difference: the part of a case that it is about, and the comparison across it."""
+
+    part: str
+    compare: Callable
+
+
+BRIDGES = {
+    "fixed-stride": Bridge("trajectory", fixed_stride),
+    "stale-churn": Bridge("trajectory", stale_churn),
+    "third-order-weight": Bridge("trajectory", third_order_weight),
+    "unrecorded-noise": Bridge("trajectory", unrecorded_noise),
+    "velocity-by-position": Bridge("velocity", velocity_by_position),
+}

@@ -85,6 +85,16 @@ def compare(name: str, computed: Any, reference: np.ndarray, tolerance: float) -
     return Comparison(name, float(np.abs(computed - reference).max() / scale), tolerance)
 
 
+def last(array: Any) -> np.ndarray:
+    """Images with channels last, from channels first."""
+    return np.moveaxis(np.asarray(array), -3, -1)
+
+
+def first(array: Any) -> np.ndarray:
+    """Images with channels first, from channels last."""
+    return np.moveaxis(np.asarray(array), -1, -3)
+
+
 def _find_checkpoint(folder: Path, relative: str | None) -> Path:
     """Walk up from the case until the path exists; a case alone keeps it beside its case.json."""
     if relative is None:

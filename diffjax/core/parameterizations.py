@@ -13,6 +13,7 @@ sigma eps it determines the clean data:
 | v        | -sigma | alpha    | alpha / norm      | -sigma / norm     | norm = alpha^2 + sigma^2
 | score    | 0      | -1/sigma | 1 / alpha         | sigma^2 / alpha   |
 | velocity | -1     | 1        | 1 / (alpha+sigma) | -sigma / (alpha+sigma) |
+| edm      | see `edm`: F of unit variance, with its own input scale and clock |
 
 The two halves of a row are inverse to each other (skip alpha + out a = 1, skip sigma + out b = 0);
 both are written out, because each is exact where the other divides by zero. Everything else is
@@ -100,6 +101,38 @@ velocity = Parameterization(
     target=lambda level: (-jnp.ones_like(level.alpha), jnp.ones_like(level.alpha)),
     estimate=_velocity_estimate,
 )
+
+
+def edm(sigma_data: float = 0.5) -> Parameterization:
+    """EDM's preconditioning: inputs and targets of unit variance for data of scale sigma_data.
+
+        norm^2 = sigma^2 + alpha^2 sigma_data^2
+        x0 = (alpha sigma_data^2 / norm^2) x + (sigma sigma_data / norm) F,
+        F = F(x / norm, log(sigma / alpha) / 4)
+
+    Source: EDM, arXiv:2206.00364, Eq. 7 and Table 1, where alpha = 1.
+
+    Args:
+      sigma_data: standard deviation of the data, positive.
+    """
+
+    def norm(level: NoiseLevel) -> Array:
+        return jnp.hypot(level.sigma, level.alpha * sigma_data)
+
+    return Parameterization(
+        "edm",
+        target=lambda level: (
+            level.sigma / (sigma_data * norm(level)),
+            -level.alpha * sigma_data / norm(level),
+        ),
+        estimate=lambda level: (
+            level.alpha * sigma_data**2 / norm(level) ** 2,
+            level.sigma * sigma_data / norm(level),
+        ),
+        in_scale=lambda level: 1.0 / norm(level),
+        clock=lambda level: 0.25 * (jnp.log(level.sigma) - jnp.log(level.alpha)),
+    )
+
 
 PARAMETERIZATIONS = {row.name: row for row in (eps, x0, v, score, velocity)}
 

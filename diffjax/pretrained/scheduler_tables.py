@@ -1,34 +1,33 @@
-"""The tables of noise levels and the grids of time steps that diffusers' configs describe."""
+"""The tables of noise levels that diffusers' configs describe."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from diffjax.core import schedules
-from diffjax.core.grids import from_times
-from diffjax.core.levels import NoiseLevel
 from diffjax.core.schedules import Table
 from diffjax.pretrained.weights import UnsupportedError
 
 
 def betas(config) -> np.ndarray:
-    """The variances beta_t of the forward chain, [T] float64."""
+    """The variances beta_t of the forward chain, [T] float32."""
     num_steps, name = config["num_train_timesteps"], config["beta_schedule"]
     start, end = config["beta_start"], config["beta_end"]
     if config["trained_betas"] is not None:
-        return np.asarray(config["trained_betas"], np.float64)
-    if name == "linear":
-        return np.linspace(start, end, num_steps)
-    if name == "scaled_linear":
-        return np.linspace(start**0.5, end**0.5, num_steps) ** 2
-    if name == "sigmoid":
-        return start + (end - start) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, num_steps)))
-    if name in ALPHA_BARS:
+        values = np.asarray(config["trained_betas"])
+    elif name == "linear":
+        values = np.linspace(start, end, num_steps)
+    elif name == "scaled_linear":
+        values = np.linspace(start**0.5, end**0.5, num_steps).astype(np.float32) ** 2
+    elif name == "sigmoid":
+        values = start + (end - start) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, num_steps)))
+    elif name in ALPHA_BARS:
         signal = ALPHA_BARS[name](np.arange(num_steps + 1) / num_steps)
-        return np.minimum(1.0 - signal[1:] / signal[:-1], 0.999)
-    raise UnsupportedError(
-        f"beta_schedule is {name!r}; supported: linear, scaled_linear, sigmoid, "
-        f"{', '.join(ALPHA_BARS)}."
-    )
+        values = np.minimum(1.0 - signal[1:] / signal[:-1], 0.999)
+    else:
+        raise UnsupportedError(
+            f"beta_schedule is {name!r}; supported: linear, scaled_linear, sigmoid, "
+            f"{', '.join(ALPHA_BARS)}."
+        )
+    return values.astype(np.float32)
 
 
 # alpha(t)^2 in continuous time, t in [0, 1]
@@ -39,8 +38,13 @@ ALPHA_BARS = {
 
 
 def table(config) -> Table:
-    """The config's table of T levels."""
-    made = schedules.from_betas(betas(config))
+    """The config's table of T levels.
+
+    1 - beta and the cumulative product are rounded to float32, as in the tables that the networks
+    were trained with: near the clean end this changes sigma by 1e-5 of itself.
+    """
+    signal = np.cumprod((np.float32(1.0) - betas(config)).astype(np.float64)).astype(np.float32)
+    made = schedules.from_alphas_cumprod(signal)
     if config.get("rescale_betas_zero_snr"):
         made = schedules.zero_terminal_snr(made)
     if config.get("set_alpha_to_one", True):
@@ -49,39 +53,9 @@ def table(config) -> Table:
     return schedules.from_alphas_cumprod(signal, final_alpha_cumprod=signal[0])
 
 
-def spaced_steps(spacing: str, num_steps: int, num_train_steps: int, offset: int) -> np.ndarray:
-    """Time steps in sampling order, without the clean end; "linspace" is not rounded.
-
-    Float rounding in `arange` decides ties of "trailing", so it is called as diffusers calls it;
-    for some num_steps it yields one entry too many, which is left out.
-    """
-    if not 1 <= num_steps <= num_train_steps:
-        raise ValueError(
-            f"num_steps is {num_steps}; with {num_train_steps} training steps it must be in "
-            f"[1, {num_train_steps}]."
-        )
-    if spacing == "linspace":
-        return np.linspace(0, num_train_steps - 1, num_steps)[::-1]
-    if spacing == "leading":
-        return np.arange(num_steps)[::-1] * (num_train_steps // num_steps) + float(offset)
-    if spacing == "trailing":
-        stride = num_train_steps / num_steps
-        return np.arange(num_train_steps, 0, -stride).round()[:num_steps] - 1
-    raise UnsupportedError(
-        f"timestep_spacing is {spacing!r}; supported: linspace, leading, trailing."
-    )
-
-
-def integer_levels(config, schedule: Table, num_steps=None, *, timesteps=None) -> NoiseLevel:
-    """Whole time steps of a table and the clean end; or a list of one's own, noise first."""
-    total = config["num_train_timesteps"]
-    if timesteps is None:
-        spacing, offset = config["timestep_spacing"], config["steps_offset"]
-        timesteps = spaced_steps(spacing, num_steps, total, offset).round().astype(np.int64)
-    return schedule(jnp.asarray(from_times(timesteps, total)))
-
-
-def inverse_integer_levels(config, schedule: Table, num_steps) -> NoiseLevel:
-    """The levels of `integer_levels`, clean end first."""
-    levels = integer_levels(config, schedule, num_steps)
-    return NoiseLevel(*(leaf[::-1] for leaf in levels))
+def floored_table(config) -> Table:
+    """The config's table, with the least signal that diffusers keeps at zero terminal SNR."""
+    made = table(config)
+    if not config.get("rescale_betas_zero_snr"):
+        return made
+    return schedules.from_alphas_cumprod(np.append(made.alpha[1:-1] ** 2, 2.0**-24))

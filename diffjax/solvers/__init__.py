@@ -1,8 +1,42 @@
-"""Solvers: a file for each family, and a table of their builders by name."""
+"""Solvers: a file for each family, and a table of their builders by name, for scripts."""
 
 from diffjax.solvers.ancestral import ancestral, ancestral_update
+from diffjax.solvers.consistency import renoise
 from diffjax.solvers.ddim import ddim, ddim_inversion, ddim_update
+from diffjax.solvers.dpm import (
+    block_orders,
+    dpm_multistep,
+    dpm_singlestep,
+    lower_final_orders,
+)
+from diffjax.solvers.euler import Churn, churn_update, euler, euler_ancestral
+from diffjax.solvers.heun import heun, heun_update
 
-SOLVERS = {"ddpm": ancestral, "ddim": ddim}
+# keep: the scripts in experiments/ choose from it; a new solver adds its row
+SOLVERS = {
+    "ddpm": ancestral,
+    "ddim": ddim,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+    "heun": heun,
+}
 
-__all__ = ["SOLVERS", "ancestral", "ancestral_update", "ddim", "ddim_inversion", "ddim_update"]
+__all__ = [
+    "SOLVERS",
+    "Churn",
+    "ancestral",
+    "ancestral_update",
+    "block_orders",
+    "churn_update",
+    "ddim",
+    "ddim_inversion",
+    "ddim_update",
+    "dpm_multistep",
+    "dpm_singlestep",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "heun_update",
+    "lower_final_orders",
+    "renoise",
+]

@@ -14,8 +14,12 @@ from diffjax.core.keys import fold_in_each, sample_keys
 from diffjax.core.levels import NoiseLevel
 from diffjax.core.parameterizations import LearnedVariance
 from diffjax.core.sampling import Solver, pad_levels, sample, trajectory
+from diffjax.core.sigma_schedules import flow
 from diffjax.solvers.ancestral import ancestral
 from diffjax.solvers.ddim import ddim, ddim_inversion
+from diffjax.solvers.dpm import dpm_multistep, dpm_singlestep
+from diffjax.solvers.euler import Churn, euler
+from diffjax.solvers.heun import heun
 
 
 class Row(NamedTuple):
@@ -27,6 +31,7 @@ class Row(NamedTuple):
       inversion: it walks from the clean end to the noisy one.
       learned_variance: it wants a denoiser that chooses the variance as well.
       from_pure_noise: it can start where alpha = 0.
+      counts: numbers of steps at which its order shows.
     """
 
     make: Callable[[], Solver]
@@ -34,7 +39,10 @@ class Row(NamedTuple):
     inversion: bool = False
     learned_variance: bool = False
     from_pure_noise: bool = True
+    counts: tuple[int, ...] = (32, 64, 128)
 
+
+CHURN = Churn(flow(), num_steps=10, s_churn=2.0)
 
 SOLVERS = {
     "ancestral fixed_small": Row(ancestral),
@@ -44,6 +52,17 @@ SOLVERS = {
     "ddim eta=0.5": Row(partial(ddim, 0.5)),
     "ddim inversion": Row(ddim_inversion, order=1, inversion=True),
     "ddim inversion of v": Row(partial(ddim_inversion, "v"), order=1, inversion=True),
+    "euler churn": Row(partial(euler, CHURN)),
+    "heun": Row(heun, order=2),
+    "heun of velocity": Row(partial(heun, slope="velocity"), order=2),
+    "heun churn": Row(partial(heun, CHURN)),
+    "dpm++ multistep 2": Row(partial(dpm_multistep, 2), order=2),
+    "dpm++ multistep 3": Row(partial(dpm_multistep, 3), order=3, counts=(64, 128)),
+    "dpm++ multistep 2 sde": Row(partial(dpm_multistep, 2, stochastic=True)),
+    "dpm multistep 2": Row(
+        partial(dpm_multistep, 2, predict="eps"), 2, from_pure_noise=False, counts=(64, 128, 256)
+    ),
+    "dpm++ singlestep 2": Row(partial(dpm_singlestep, 2), order=2),
 }
 
 PLANE = exact.mixture([0.4, 0.6], [[-0.8, 0.3], [0.7, 0.1]], [[[0.1, 0.05], [0.05, 0.2]]] * 2)
@@ -171,7 +190,7 @@ def test_gradient_through_sampling_is_that_of_finite_differences(x64, name):
 @pytest.mark.parametrize("name", [name for name, row in SOLVERS.items() if row.order])
 def test_deterministic_solver_converges_to_the_probability_flow_with_its_order(x64, name):
     row, schedule = SOLVERS[name], schedules.linear()
-    counts = (32, 64, 128)
+    counts = row.counts
     start, end = (0.1, 0.9) if row.inversion else (0.9, 0.1)
     x = jnp.linspace(-1.8, 1.8, 8)[:, None]
     expected = jax.jit(exact.probability_flow)(LINE, x, schedule(start), schedule(end))
