@@ -228,7 +228,9 @@ class Table:
     def _check_range(self, t) -> None:
         if isinstance(t, Tracer) or np.size(t) == 0:
             return
-        low, high = np.min(t), np.max(t)
+        # NumPy: inside jit even the minimum of a concrete JAX array would be traced
+        values = np.asarray(t)
+        low, high = values.min(), values.max()
         if low < -1 or high > self.num_train_steps - 1:
             raise ValueError(
                 f"Time steps reach from {low} to {high}; this table has the steps "

@@ -107,6 +107,12 @@ def test_schedule_is_a_pytree_that_jit_and_vmap_take_as_an_argument(name):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_table_takes_concrete_times_inside_jit():
+    steps = jnp.array([0, 5])
+    level = jax.jit(lambda: TABLES["linear_betas"](steps))()
+    np.testing.assert_array_equal(level.alpha, TABLES["linear_betas"](steps).alpha)
+
+
 @pytest.mark.parametrize("name", [*CONTINUOUS, *TABLES])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_levels_of_half_precision_times_are_float32(name, dtype):
