@@ -23,6 +23,7 @@ from diffjax.training.checkpoint import (
     load_run,
 )
 from diffjax.training.manifest import find_damage, write_manifest
+from diffjax.training.step import make_train_step
 
 KEY = jax.random.key(11)
 DATA = {"next_index": 3, "workers": [0, 1]}
@@ -83,6 +84,22 @@ def test_restored_equals_saved_bit_for_bit(saved):
     assert (run.step, run.data, run.config) == (30, DATA, {"width": 8})
     assert run.key.dtype == KEY.dtype
     np.testing.assert_array_equal(jax.random.key_data(run.key), jax.random.key_data(KEY))
+
+
+def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_not_stopped(tmp_path):
+    step = jax.jit(make_train_step(tiny.loss, OPTIMIZER, ema_decay=(0.9, 0.9999)), donate_argnums=0)
+
+    def run(state, key, steps):
+        for n in steps:
+            state, _ = step(state, tiny.make_batch(seed=n), key)
+        return state
+
+    fresh = lambda: tiny.new_state(OPTIMIZER, (0.9, 0.9999))
+    whole = run(fresh(), KEY, range(4))
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(run(fresh(), KEY, range(2)), key=KEY)
+    state, info = restore(tmp_path)
+    chex.assert_trees_all_equal(run(state, info.key, range(2, 4)), whole)
 
 
 def test_a_template_of_shapes_is_enough(saved):
