@@ -65,8 +65,8 @@ def group_norm(x: Array, scale: Array, bias: Array, *, num_groups: int, eps: flo
 
     mean = group_mean(wide)
     variance = group_mean(jnp.square(wide - mean))
-    factor = scale * lax.rsqrt(variance + eps)
-    return (wide * factor + (bias - mean * factor)).astype(x.dtype)
+    # centred first: where x is nearly constant, x factor - mean factor would be all rounding
+    return ((wide - mean) * (scale * lax.rsqrt(variance + eps)) + bias).astype(x.dtype)
 
 
 def attention(q: Array, k: Array, v: Array, *, mask: Array | None = None) -> Array:
