@@ -8,7 +8,7 @@ denoiser. `sample` is the one loop.
 >>> import jax, jax.numpy as jnp
 >>> import diffjax as dj
 >>> schedule = dj.cosine()
->>> denoise = lambda x, level: level.alpha * x  # exact for data that is N(0, I)
+>>> denoise = dj.exact.gaussian_denoiser(jnp.zeros(2), jnp.eye(2))
 >>> x = dj.initial_noise(jax.random.key(0), (4, 2), schedule(1.0))
 >>> dj.sample(jax.random.key(1), x, denoise, dj.ddim(), schedule(dj.trailing(10))).shape
 (4, 2)
@@ -20,7 +20,7 @@ weights are loaded when one of their names is first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from diffjax.core import grids, levels, losses, parameterizations, schedules
+from diffjax.core import exact, grids, levels, losses, parameterizations, schedules
 from diffjax.core.grids import from_times, full, leading, linspace, quadratic, trailing, uniform
 from diffjax.core.keys import BatchKeys, batch_keys, sample_keys
 from diffjax.core.levels import NoiseLevel, add_noise, logsnr, q_posterior, q_step
@@ -112,6 +112,7 @@ __all__ = [
     "eps",
     "estimate_eps",
     "estimate_x0",
+    "exact",
     "from_alphas_cumprod",
     "from_betas",
     "from_times",
@@ -148,8 +149,8 @@ __all__ = [
     "target",
     "trailing",
     "trajectory",
-    "uniform",
     "unet",
+    "uniform",
     "v",
     "variational_bound",
     "velocity",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffjax.networks import UNetConfig
+from diffjax.training.manifest import write_atomically
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class RunConfig:
 
 def save_config(config: Config, path: Path) -> None:
     """Write a configuration as JSON."""
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    write_atomically(path, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
 def load_config(path: Path) -> Config:

@@ -1,5 +1,6 @@
 """From a configuration to functions: where schedule, network, loss, optimizer and solver meet."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,8 @@ from diffjax.core.parameterizations import PARAMETERIZATIONS
 from diffjax.core.schedules import Schedule, num_train_steps
 from diffjax.networks.functional import Functional
 from diffjax.solvers import SOLVERS
-from diffjax.training.sharding import batch_sharding, replicated
+from diffjax.training import batch_sharding, replicated
+from runs import image_shape
 
 
 def make_schedule(config: DiffusionConfig) -> Schedule:
@@ -78,7 +80,7 @@ class SampleOptions:
     Attributes:
       solver: a name of `diffjax.solvers.SOLVERS`.
       num_steps: network calls; None for the whole chain with ddpm, 50 otherwise.
-      eta: noise of ddim.
+      eta: share of noise, for solvers that have one; None for their default.
       guidance_scale: 1 is off.
       clip: clip the estimates of x0 to [-1, 1].
       spacing: of the time grid, a name of `diffjax.grids.SPACINGS`.
@@ -86,7 +88,7 @@ class SampleOptions:
 
     solver: str = "ddim"
     num_steps: int | None = None
-    eta: float = 0.0
+    eta: float | None = None
     guidance_scale: float = 1.0
     clip: bool = True
     spacing: str = "trailing"
@@ -95,29 +97,28 @@ class SampleOptions:
 def make_solver(options: SampleOptions, learned_variance: bool) -> dj.Solver:
     """The solver that the options name."""
     build = choose("solver", options.solver, SOLVERS)
-    if options.solver == "ddpm" and learned_variance:
-        return build(variance="learned_range")
-    if options.solver == "ddim":
-        return build(eta=options.eta)
-    if options.eta:
-        raise ValueError(f"eta is {options.eta}, but the solver {options.solver} has no eta.")
-    return build()
+    settings: dict[str, Any] = {}
+    if learned_variance and options.solver == "ddpm":
+        settings["variance"] = "learned_range"
+    if options.eta is not None:
+        if "eta" not in inspect.signature(build).parameters:
+            raise ValueError(f"--eta is {options.eta}, but the solver {options.solver} has none.")
+        settings["eta"] = options.eta
+    return build(**settings)
 
 
-def make_levels(options: SampleOptions, schedule: Schedule) -> dj.NoiseLevel:
-    """The grid of noise levels that the options ask for."""
+def make_times(options: SampleOptions, schedule: Schedule) -> np.ndarray:
+    """The time grid that the options ask for."""
     steps = num_train_steps(schedule)
     whole = (steps or 1000) if options.solver == "ddpm" else 50
     num_steps = whole if options.num_steps is None else options.num_steps
     spacing = choose("spacing", options.spacing, dj.grids.SPACINGS)
-    times = spacing(num_steps) if steps is None else spacing(num_steps, steps)
-    return schedule(jnp.asarray(times))
+    return spacing(num_steps) if steps is None else spacing(num_steps, steps)
 
 
 def make_sampler(
     config: Config,
     network: Functional,
-    shape: tuple[int, int, int],
     options: SampleOptions,
     mesh: Mesh,
     *,
@@ -132,7 +133,6 @@ def make_sampler(
     Args:
       config: of the run.
       network: its network.
-      shape: (height, width, channels) of an image.
       options: solver, steps, guidance.
       mesh: the devices; positions [b] and labels [b] are split over its axis `data`.
       on_step: see `diffjax.sample`.
@@ -141,8 +141,8 @@ def make_sampler(
     schedule = make_schedule(config.diffusion)
     parameterization = PARAMETERIZATIONS[config.diffusion.prediction]
     learned = config.diffusion.learn_variance
-    solver = make_solver(options, learned and options.solver == "ddpm")
-    levels = make_levels(options, schedule)
+    solver = make_solver(options, learned)
+    levels = schedule(jnp.asarray(make_times(options, schedule)))
     dj.parameterizations.check_level(parameterization, levels)
     walk = dj.trajectory if keep_trajectory else dj.sample
 
@@ -160,7 +160,7 @@ def make_sampler(
             dj.sample_keys(jax.random.fold_in(key, purpose), positions) for purpose in (0, 1)
         )
         first = jax.tree.map(lambda leaf: leaf[0], levels)
-        x = dj.initial_noise(noise_keys, (positions.shape[0], *shape), first)
+        x = dj.initial_noise(noise_keys, (positions.shape[0], *image_shape(config)), first)
         denoise = denoiser(params, labels)
         if options.guidance_scale != 1.0:
             null = jnp.full_like(labels, config.network.num_classes)
@@ -172,7 +172,8 @@ def make_sampler(
         return walk(keys, x, denoise, solver, levels, on_step=on_step)
 
     whole, split = replicated(mesh), batch_sharding(mesh)
-    return jax.jit(generate, in_shardings=(whole, whole, split, split))
+    # whole on every process, so that each can write what it likes
+    return jax.jit(generate, in_shardings=(whole, whole, split, split), out_shardings=whole)
 
 
 def to_uint8(images: Array) -> np.ndarray:

@@ -1,0 +1,85 @@
+"""The run folder: what train.py leaves there and the other scripts read.
+
+config.json        the configuration
+checkpoints/       a folder for each saved step
+metrics.jsonl      a line for every few steps, and events for TensorBoard beside it
+loss.png, samples_*.png, denoising.gif
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from config import Config, load_config
+from diffjax.networks import Functional, UNetConfig, unet
+from diffjax.training import ema_names, find_checkpoint, load_item, replicated
+
+CONFIG_FILE = "config.json"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained network, ready to sample from.
+
+    Attributes:
+      config: of the run.
+      network: `init` and `apply`.
+      params: an average of the weights, on the devices.
+      step: of the checkpoint that they come from.
+    """
+
+    config: Config
+    network: Functional
+    params: Any
+    step: int
+
+
+def load_run(workdir: Path, mesh: Mesh, *, step: int | None = None, ema: str | None = None) -> Run:
+    """Load an average of the weights of a run, and nothing else of its checkpoint.
+
+    Args:
+      workdir: the run folder.
+      mesh: the devices that get a copy of the weights.
+      step: of the checkpoint; None for the newest that is undamaged.
+      ema: name of the average, such as "0.9999"; None for the first of the configuration.
+
+    Raises:
+      FileNotFoundError: the folder holds no run.
+      CheckpointError: it holds no (undamaged) checkpoint.
+      ValueError: the run keeps no such average.
+    """
+    config = load_config(workdir / CONFIG_FILE)
+    network = unet(network_config(config))
+    path = find_checkpoint(workdir / CHECKPOINTS, items=("ema",), step=step)
+    names = list(ema_names(config.ema_decay))
+    name = names[0] if ema is None else ema
+    if name not in names:
+        raise ValueError(f"The run keeps no average {name!r} of its weights, only {names}.")
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "float32", sharding=replicated(mesh)), shapes
+    )
+    params = load_item(path, "ema", like=dict.fromkeys(names, like))[name]
+    return Run(config, network, params, int(path.name))
+
+
+def network_config(config: Config) -> UNetConfig:
+    """The network of a run; learning the variance doubles its output channels."""
+    network = config.network
+    if config.diffusion.learn_variance:
+        network = dataclasses.replace(network, out_channels=2 * network.in_channels)
+    return network
+
+
+def image_shape(config: Config) -> tuple[int, int, int]:
+    """(height, width, channels) of the images that a configuration trains on."""
+    size = config.network.sample_size
+    if size is None:
+        raise ValueError("network.sample_size is None; sampling needs the side of an image.")
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width, config.network.in_channels

@@ -1,0 +1,155 @@
+"""Sample images from a trained run.
+
+    python experiments/sample.py --workdir runs/digits --num-samples 100 --output digits.png
+
+A seed gives the same images, whatever the batch size and the number of devices.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+import diffjax as dj
+from cli import parse_args, run_script
+from config import Config
+from diffjax.training import make_mesh
+from model import SampleOptions, make_sampler, make_schedule, make_times, to_uint8
+from pictures import save_grid
+from runs import load_run
+
+
+@dataclass(frozen=True)
+class Args:
+    """Sample images from a trained run."""
+
+    workdir: Path
+    """the run folder"""
+    num_samples: int = 100
+    """how many images"""
+    solver: str = "ddim"
+    """ddpm (ancestral), ddim, or another name of diffjax.solvers.SOLVERS"""
+    num_steps: int | None = None
+    """network calls; by default the whole chain for ddpm and 50 for the others"""
+    eta: float | None = None
+    """noise of ddim: 0 (its default) is deterministic, 1 is ancestral"""
+    guidance_scale: float | None = None
+    """classifier-free guidance; 1 is off; by default as the run's configuration says"""
+    labels: str = "all"
+    """classes to sample, such as 0,1,2 (taken in turn), or all"""
+    seed: int = 0
+    """image i of a seed is always the same"""
+    output: Path | None = None
+    """FILE.npz (images, labels) or FILE.png (a grid); by default WORKDIR/samples.png"""
+    batch_size: int = 256
+    """images computed at once"""
+    checkpoint: int | None = None
+    """step of the checkpoint to sample from; by default the newest"""
+    ema: str | None = None
+    """which average of the weights, by its decay; by default the first of the configuration"""
+    clip: bool | None = None
+    """clip estimates of x0 to the range of the data; by default as the configuration says"""
+
+
+def parse_labels(text: str, num_classes: int | None) -> np.ndarray | None:
+    """The classes that `--labels` names: [K] int32, or None for a run without classes."""
+    if num_classes is None:
+        if text != "all":
+            raise ValueError(f"--labels is {text!r}, but this run was trained without labels.")
+        return None
+    if text == "all":
+        return np.arange(num_classes, dtype=np.int32)
+    try:
+        labels = np.array([int(part) for part in text.split(",")], np.int32)
+    except ValueError:
+        raise ValueError(f"--labels is {text!r}; expected numbers such as 0,1,2 or all.") from None
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"--labels is {text}; the classes of this run are 0 to {num_classes - 1}.")
+    return labels
+
+
+def sample_options(args: Args, config: Config) -> SampleOptions:
+    """Fill what the command line leaves open from the run's configuration."""
+    defaults = config.sampling
+    scale = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
+    if scale != 1.0 and not config.network.cond_drop_prob:
+        raise ValueError(
+            f"--guidance-scale is {scale:g}, but this run was trained without dropping its "
+            "labels (network.cond_drop_prob is 0), so it has no unconditional estimate."
+        )
+    return SampleOptions(
+        solver=args.solver,
+        num_steps=args.num_steps,
+        eta=args.eta,
+        guidance_scale=scale,
+        clip=defaults.clip if args.clip is None else args.clip,
+    )
+
+
+def generate_all(
+    generate, params, seed: int, labels: np.ndarray | None, num_samples: int, batch_size: int
+) -> Iterator[np.ndarray]:
+    """Yield uint8 images batch by batch; the last batch is filled up and cut.
+
+    Image i has the label labels[i mod len(labels)].
+    """
+    key = jax.random.key(seed)
+    for start in range(0, num_samples, batch_size):
+        positions = np.arange(start, start + batch_size, dtype=np.int32)
+        chosen = None if labels is None else labels[positions % len(labels)]
+        images = to_uint8(generate(params, key, positions, chosen))
+        yield images[: num_samples - start]
+
+
+def write_samples(path: Path, images: np.ndarray, labels: np.ndarray | None, rows: int) -> None:
+    """Write an .npz archive, or a .png grid with a row for each class."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npz":
+        arrays = {"images": images} | ({} if labels is None else {"labels": labels})
+        np.savez_compressed(path, **arrays)
+        return
+    if rows > 1 and len(images) % rows == 0:
+        by_class = [images[row::rows] for row in range(rows)]
+        save_grid(path, np.concatenate(by_class), columns=len(images) // rows)
+    else:
+        save_grid(path, images, columns=int(np.ceil(np.sqrt(len(images)))))
+
+
+def main() -> None:
+    args = parse_args(Args, description=__doc__)
+    output = args.output or args.workdir / "samples.png"
+    if output.suffix not in (".npz", ".png"):
+        raise ValueError(f"--output is {output}; expected FILE.npz or FILE.png.")
+    for name in ("num_samples", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least 1.")
+
+    mesh = make_mesh()
+    devices = mesh.shape["data"]
+    run = load_run(args.workdir, mesh, step=args.checkpoint, ema=args.ema)
+    options = sample_options(args, run.config)
+    labels = parse_labels(args.labels, run.config.network.num_classes)
+    # every batch is filled up to a multiple of the devices
+    batch_size = -(-min(args.batch_size, args.num_samples) // devices) * devices
+
+    steps = len(make_times(options, make_schedule(run.config.diffusion))) - 1
+    batches = -(-args.num_samples // batch_size)
+    with tqdm(total=steps * batches, desc="sampling", unit="step", file=sys.stderr) as bar:
+        generate = make_sampler(run.config, run.network, options, mesh, on_step=dj.progress(bar))
+        images = np.concatenate(
+            list(
+                generate_all(generate, run.params, args.seed, labels, args.num_samples, batch_size)
+            )
+        )
+        jax.effects_barrier()
+    chosen = None if labels is None else labels[np.arange(args.num_samples) % len(labels)]
+    write_samples(output, images, chosen, 1 if labels is None else len(labels))
+    print(f"Wrote {len(images)} images from step {run.step} to {output}")
+
+
+if __name__ == "__main__":
+    run_script(main)

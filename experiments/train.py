@@ -1,0 +1,258 @@
+"""Train a diffusion model.
+
+    python experiments/train.py                          the digits, about 6 minutes on 2 CPU cores
+    python experiments/train.py CONFIG --help            every setting of a configuration
+    python experiments/train.py cifar10 --data.path DIR --batch-size 256
+
+CONFIG is one of the names in experiments/configs (default: digits). The same command with the same
+workdir goes on where it stopped; SIGTERM or Ctrl-C saves a checkpoint first.
+"""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from cli import choose, parse_args, run_script
+from config import Config, RunConfig, load_config, save_config
+from configs import CONFIGS
+from diffjax import data
+from diffjax.networks import Functional, count_parameters, unet
+from diffjax.training import (
+    Checkpointer,
+    TrainingLog,
+    TrainState,
+    batch_sharding,
+    check_batch_size,
+    ema_names,
+    fsdp,
+    init_train_state,
+    initialize_distributed,
+    make_mesh,
+    make_train_step,
+    read_metrics,
+    replicated,
+    shard_state,
+    stop_on_signals,
+)
+from model import SampleOptions, make_loss, make_optimizer, make_sampler, to_uint8
+from pictures import save_animation, save_grid, save_loss_curve
+from runs import CHECKPOINTS, CONFIG_FILE, image_shape, network_config
+
+
+@dataclass(frozen=True)
+class Args:
+    """A configuration and how to carry it out."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    run: Annotated[RunConfig, tyro.conf.arg(name="")]
+
+
+def read_command_line(words: list[str]) -> tuple[Config, RunConfig, Path]:
+    """The configuration, how to run it, and the run folder."""
+    if words[:1] in (["-h"], ["--help"]):
+        print(f"{__doc__}\nCONFIG: {', '.join(CONFIGS)}")
+        sys.exit(0)
+    name = "digits" if not words or words[0].startswith("-") else words[0]
+    flags = words[1:] if words[:1] == [name] else words
+    default = Args(choose("configuration", name, CONFIGS), RunConfig())
+    args = parse_args(Args, args=flags, default=default, prog=f"train.py {name}")
+    workdir = Path("runs") / name if args.run.workdir is None else Path(args.run.workdir)
+    for field in ("num_steps", "batch_size", "accumulate"):
+        if getattr(args.config, field) < 1:
+            raise ValueError(f"--{field.replace('_', '-')} is {getattr(args.config, field)}; "
+                             "it must be at least 1.")  # fmt: skip
+    if args.run.checkpoint_every < 1:
+        raise ValueError(f"--checkpoint-every is {args.run.checkpoint_every}; at least 1.")
+    return args.config, args.run, workdir
+
+
+def claim_workdir(workdir: Path, config: Config) -> None:
+    """Write config.json, or check that the run that is there has the same settings."""
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            save_config(config, path)
+        return
+    old, new = (_flat(dataclasses.asdict(c)) for c in (load_config(path), config))
+    changed = [f"{name} {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
+    changed = [text for text in changed if not text.startswith("num_steps ")]
+    if changed:
+        raise ValueError(
+            f"{workdir} holds a run with other settings ({'; '.join(changed)}). "
+            "Use its settings to continue it, or another --workdir."
+        )
+    if jax.process_index() == 0:
+        save_config(config, path)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= (
+            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
+    return flat
+
+
+def open_batches(config: Config, mesh: Mesh) -> data.Batches:
+    """The stream of training batches, checked against the network."""
+    options = config.data
+    source = data.load(
+        options.name, split=options.split, path=options.path, image_size=options.image_size
+    )
+    if source.shape != image_shape(config):
+        raise ValueError(
+            f"The images are {source.shape}, but the network is made for {image_shape(config)}: "
+            "set network.sample_size and network.in_channels, or data.image_size."
+        )
+    classes = config.network.num_classes
+    if classes is not None and (source.num_classes is None or source.num_classes > classes):
+        raise ValueError(
+            f"The data has {source.num_classes} classes, but network.num_classes is {classes}."
+        )
+    check_batch_size(config.batch_size, mesh)
+    return data.batches(
+        source, config.batch_size, seed=config.seed, flip=options.flip,
+        labels=classes is not None, sharding=batch_sharding(mesh),
+    )  # fmt: skip
+
+
+def train(
+    config: Config, run: RunConfig, workdir: Path, network: Functional, mesh: Mesh
+) -> TrainState:
+    """Train from the newest checkpoint, if there is one, to the last step."""
+    batches = open_batches(config, mesh)
+    init_key, key = jax.random.split(jax.random.key(config.seed))
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    params = network.init(init_key)
+    state = init_train_state(params, optimizer, ema_decay=config.ema_decay)
+    state = shard_state(state, mesh, fsdp() if config.fsdp else ())
+    step = make_train_step(
+        make_loss(config, network.apply), optimizer,
+        ema_decay=config.ema_decay, accumulate=config.accumulate,
+    )  # fmt: skip
+    # without out_shardings the compiler might lay the new state out differently and compile again
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
+    preview = make_previewer(config, network, mesh) if run.sample_every else None
+
+    with (
+        stop_on_signals("The same command goes on from here.") as stop,
+        Checkpointer(workdir / CHECKPOINTS, keep=run.keep) as checkpointer,
+    ):
+        if restored := checkpointer.restore_latest(state):
+            state, info = restored
+            key = info.key
+            batches.set_state(info.data)
+        start = int(state.step)
+        if start > config.num_steps:
+            raise ValueError(f"The run has {start} steps already; num_steps is {config.num_steps}.")
+        announce(config, params, workdir, start)
+        save = partial(
+            checkpointer.save, key=key, config=json.loads(json.dumps(dataclasses.asdict(config)))
+        )
+        with TrainingLog(
+            workdir, start=start, num_steps=config.num_steps, every=run.log_every
+        ) as log:
+            for n in range(start + 1, config.num_steps + 1):
+                state, metrics = step(state, next(batches), key)
+                log(n, metrics)
+                stopping = stop.requested()
+                if stopping or n % run.checkpoint_every == 0 or n == config.num_steps:
+                    save(state, data=batches.get_state())
+                if stopping:
+                    break
+                if preview and n % run.sample_every == 0:
+                    preview(sampling_params(state, config), workdir, f"_{n:07d}")
+    batches.close()
+    return state
+
+
+def announce(config: Config, params: Any, workdir: Path, start: int) -> None:
+    """One line on what is going to happen."""
+    if jax.process_index() == 0:
+        devices = jax.devices()
+        begin = f"from step {start} " if start else ""
+        print(
+            f"Training {config.data.name} {begin}to step {config.num_steps}: "
+            f"{count_parameters(params):,} parameters, batches of {config.batch_size} on "
+            f"{len(devices)} x {devices[0].device_kind}, into {workdir}",
+            file=sys.stderr,
+        )
+
+
+def sampling_params(state: TrainState, config: Config) -> Any:
+    """The weights to sample from: the first average, or the weights themselves without one."""
+    names = list(ema_names(config.ema_decay))
+    return state.ema[names[0]] if names else state.params
+
+
+def make_previewer(config: Config, network: Functional, mesh: Mesh):
+    """Compile `preview(params, folder, suffix)`, which writes sample grids and an animation.
+
+    One row for each class (at most 10), by ancestral DDPM on its whole chain and by 50-step DDIM.
+    """
+    classes = config.network.num_classes
+    rows, columns = (8, 8) if classes is None else (min(classes, 10), 10)
+    count = rows * columns
+    padded = -(-count // mesh.shape["data"]) * mesh.shape["data"]
+    positions = np.arange(padded, dtype=np.int32)
+    labels = None if classes is None else (positions // columns % classes).astype(np.int32)
+    defaults = config.sampling
+    bars: list[tqdm] = []
+
+    def options(solver):
+        return SampleOptions(solver, guidance_scale=defaults.guidance_scale, clip=defaults.clip)
+
+    def advance(i, x):
+        jax.debug.callback(lambda _: bars and bars[-1].update(1), i)
+
+    build = partial(make_sampler, config, network, mesh=mesh, on_step=advance)
+    ancestral = build(options=options("ddpm"))
+    trajectory = build(options=options("ddim"), keep_trajectory=True)
+
+    def preview(params, folder: Path, suffix: str = "") -> None:
+        key = jax.random.key(config.seed)
+        with tqdm(desc="sampling", unit="step", file=sys.stderr) as bar:
+            bars.append(bar)
+            frames = to_uint8(trajectory(params, key, positions, labels).x)[:, :count]
+            images = to_uint8(ancestral(params, key, positions, labels))[:count]
+            jax.effects_barrier()
+            bars.clear()
+        if jax.process_index() == 0:
+            save_grid(folder / f"samples_ddim{suffix}.png", frames[-1], columns)
+            save_grid(folder / f"samples_ddpm{suffix}.png", images, columns)
+            save_animation(folder / f"denoising{suffix}.gif", frames, columns)
+
+    return preview
+
+
+def main() -> None:
+    config, run, workdir = read_command_line(sys.argv[1:])
+    initialize_distributed()
+    mesh = make_mesh()
+    claim_workdir(workdir, config)
+    network = unet(network_config(config))
+    state = train(config, run, workdir, network, mesh)
+    if jax.process_index() == 0:
+        lines = read_metrics(workdir)
+        save_loss_curve(
+            workdir / "loss.png", [line["step"] for line in lines], [line["loss"] for line in lines]
+        )
+    make_previewer(config, network, mesh)(sampling_params(state, config), workdir)
+    print(f"python {Path(sys.argv[0]).with_name('sample.py')} --workdir {workdir}")
+
+
+if __name__ == "__main__":
+    run_script(main)
