@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 import jax
-from parity_cases import KnownDifference, Unsupported, find_cases, read_case
+from parity_cases import Comparison, KnownDifference, Unsupported, find_cases, read_case
 from parity_models import check_model
 from parity_schedulers import check_scheduler
 
@@ -37,7 +37,7 @@ def check(folder: Path) -> dict:
         if kind not in KINDS:
             raise Unsupported(f"there are no checks for kind {kind}")
         with jax.default_matmul_precision("highest"):
-            comparisons = KINDS[kind](case)
+            return {**line, **judge(KINDS[kind](case))}
     except Unsupported as difference:
         return {**line, "status": "unsupported", "reason": str(difference)}
     except KnownDifference as difference:
@@ -45,15 +45,20 @@ def check(folder: Path) -> dict:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".replace("\n", " ")
         return {**line, "reason": reason}
+
+
+def judge(comparisons: list[Comparison]) -> dict:
+    """The status of a case, from the array that is nearest to its tolerance or furthest beyond."""
     if not comparisons:
-        return {**line, "reason": "the case holds no outputs to compare"}
-    worst = max(comparisons, key=lambda each: each.error / each.tolerance)
-    line.update(error=worst.error, tolerance=worst.tolerance)
+        raise ValueError("the case holds no outputs to compare")
+    # a tolerance of 0 asks for equality
+    worst = max(comparisons, key=lambda each: each.error / max(each.tolerance, 1e-12))
+    found = {"error": worst.error, "tolerance": worst.tolerance}
     if worst.error <= worst.tolerance:
-        return {**line, "status": "pass"}
+        return {**found, "status": "pass"}
     if math.isinf(worst.error):
-        line["error"] = None  # JSON has no infinity
-    return {**line, "reason": f"{worst.name} is off"}
+        found["error"] = None  # JSON has no infinity
+    return {**found, "status": "fail", "reason": f"{worst.name} is off"}
 
 
 def main(arguments: list[str]) -> int:

@@ -17,6 +17,9 @@ def check_model(case: Case) -> list[Comparison]:
         outputs = NETWORKS[case.settings["classes"][0]](case)
     except UnsupportedError as error:
         raise Unsupported(str(error)) from error
+    absent = set(case.settings.get("outputs", ())) - case.outputs.keys()
+    if absent:
+        raise ValueError(f"outputs.npz lacks {', '.join(sorted(absent))}")
     tolerance = case.settings["tolerance"]["rtol"]
     return [
         compare(name, outputs[name], reference, tolerance)

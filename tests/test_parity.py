@@ -3,7 +3,9 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import parity
+import parity_cases
 import pytest
 
 HERE = Path(__file__).parent
@@ -86,6 +88,25 @@ def test_what_the_project_does_not_have_is_unsupported(case):
     path.write_text(json.dumps(settings | {"kind": "novel"}))
     line = parity.check(case)
     assert (line["status"], line["error"]) == ("unsupported", None)
+
+
+def test_no_difference_passes_unless_it_is_within_its_own_tolerance():
+    loose, exact = parity.Comparison("a", 1e-3, 1e-2), parity.Comparison("b", 0.0, 0.0)
+    assert parity.judge([loose, exact])["status"] == "pass"
+    line = parity.judge([loose, parity.Comparison("b", 1e-6, 0.0)])
+    assert (line["status"], line["error"], line["reason"]) == ("fail", 1e-6, "b is off")
+    line = parity.judge([loose, parity.Comparison("c", float("inf"), 1.0)])
+    assert (line["status"], line["error"], line["reason"]) == ("fail", None, "c is off")
+
+
+def test_arrays_are_compared_relative_to_the_reference():
+    compare = lambda a, b: parity_cases.compare("a", np.array(a), np.array(b), 0.1).error
+    assert compare([2.0, 4.5], [2.0, 4.0]) == 0.125
+    assert compare([0.5, 0.0], [0.0, 0.0]) == 0.5
+    assert compare([np.nan, 1.0], [np.nan, 1.0]) == 0.0
+    assert compare([np.nan, 1.0], [1.0, 1.0]) == np.inf
+    assert compare([1.0, 1.0], [np.inf, 1.0]) == np.inf
+    assert compare([1.0], [1.0, 1.0]) == np.inf
 
 
 def test_a_folder_without_cases_ends_with_status_2(tmp_path, capsys):

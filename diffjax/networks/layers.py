@@ -89,7 +89,10 @@ class Embedding(nnx.Module):
         self.embedding = parameter(rngs, (num, features), standard_normal)
 
     def __call__(self, index: Array) -> Array:
-        return jnp.take(self.embedding[...], index, axis=0, mode="fill")
+        table = self.embedding[...]
+        # negative indices would count from the end
+        index = jnp.where(index < 0, len(table), index)
+        return jnp.take(table, index, axis=0, mode="fill")
 
 
 class TimeEmbedding(nnx.Module):
