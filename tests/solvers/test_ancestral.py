@@ -10,6 +10,7 @@ from diffjax.core.levels import NoiseLevel, reverse_variances
 from diffjax.core.parameterizations import LearnedVariance
 from diffjax.core.sampling import sample
 from diffjax.solvers.ancestral import ancestral, ancestral_update
+from diffjax.transforms import clip_denoised
 
 TABLE = schedules.linear_betas()
 CENTRES = [[-0.8, 0.3], [0.9, 0.2], [0.1, -0.7]]
@@ -90,6 +91,13 @@ def test_no_noise_is_added_in_the_step_to_clean_data():
     for variance in ("fixed_small", "fixed_large"):
         x = ancestral_update(x0, x0, jnp.full((2, 3), 9.0), TABLE(0), clean, variance=variance)
         np.testing.assert_allclose(x, x0, rtol=1e-6)
+
+
+def test_clipped_denoiser_keeps_the_result_in_range():
+    wild = clip_denoised(lambda x, level: 5.0 * x)
+    levels = TABLE(grids.trailing(4, 1000))
+    x = sample(jax.random.key(0), jnp.ones((16, 2)), wild, ancestral(), levels)
+    assert np.max(np.abs(x)) <= 1.0
 
 
 def test_errors_say_what_does_not_go_together():
