@@ -25,10 +25,15 @@ from diffjax.core.parameterizations import (
 )
 from diffjax.core.parameterizations import target as regression_target
 from diffjax.pretrained import UnsupportedError
+from diffjax.pretrained import scheduler_grids as grids
 from diffjax.pretrained import scheduler_tables as tables
 from diffjax.pretrained.schedulers import Scheduler, read_scheduler
 
 EXACT_RELATIVE = 1e-5  # tolerance of time steps and sigmas that are not whole numbers
+
+
+def _each(levels: NoiseLevel, scheduler: Scheduler) -> np.ndarray:
+    return np.asarray(levels.t, np.float64)[:-1]
 
 
 class Reference(NamedTuple):
@@ -36,15 +41,17 @@ class Reference(NamedTuple):
 
     Attributes:
       unit: level -> factor from our x to the reference's.
-      sigma: level -> what it lists as sigma, None where it lists none.
-      repeats: levels -> for each entry of the reference's list of time steps, its index in ours.
+      times: (levels, scheduler) -> its list of time steps, one for each call of the network.
+      sigma: level -> what it calls sigma, None where it lists none.
+      repeats: how often it lists the sigma of each level, where not once.
       x_at_current: whether x0 is told from the level that the step starts at, not from the one
         that the network is told.
     """
 
     unit: Callable[[NoiseLevel], Any] = lambda level: 1.0
+    times: Callable[[NoiseLevel, Scheduler], np.ndarray] = _each
     sigma: Callable[[NoiseLevel], Any] | None = None
-    repeats: Callable[[NoiseLevel], np.ndarray] = lambda levels: np.arange(len(levels.t) - 1)
+    repeats: Callable[[int], list[int]] = lambda count: [1] * count
     x_at_current: bool = False
 
 
@@ -52,38 +59,77 @@ def _ratio(level: NoiseLevel):
     return level.sigma / level.alpha
 
 
-def _vp_unit(level: NoiseLevel):
-    return 1.0 / level.alpha
-
-
-def _halves(levels: NoiseLevel) -> np.ndarray:
-    """Every level but the first and last twice: for the two calls of a step."""
-    index = np.arange(len(levels.t) - 1)
-    return np.append(index[:1], index[1:].repeat(2))
-
-
 def _sigma(level: NoiseLevel):
     return level.sigma
 
 
+def _vp_unit(level: NoiseLevel):
+    return 1.0 / level.alpha
+
+
+def _ends_too(levels: NoiseLevel, scheduler: Scheduler) -> np.ndarray:
+    """The start of the first step, then every level twice: as an end and as a start."""
+    times = _each(levels, scheduler)
+    return np.append(times[:1], times[1:].repeat(2))
+
+
+def _first_end_too(levels: NoiseLevel, scheduler: Scheduler) -> np.ndarray:
+    """The end of the first step as well as the starts of all; PNDM's with Runge-Kutta steps."""
+    times = _each(levels, scheduler)
+    if scheduler.config["skip_prk_steps"]:
+        return np.concatenate([times[:1], times[1:2], times[1:]])
+    half = (times[0] - times[1]) // 2
+    calls = [(t, t - half, t - half, t_next) for t, t_next in itertools.pairwise(times[:4])]
+    return np.append(np.ravel(calls), times[3:])
+
+
+def _middles_too(target: Callable[[np.ndarray, np.ndarray], np.ndarray]):
+    """Every level but the last, and between them the middle of the step to `target`."""
+
+    def times(levels: NoiseLevel, scheduler: Scheduler) -> np.ndarray:
+        ratios = np.asarray(_ratio(levels), np.float64)[:-1]
+        middle = np.sqrt(ratios[:-1] * target(ratios[:-1], ratios[1:]))
+        starts = _each(levels, scheduler)
+        listed = np.empty(2 * len(starts) - 1)
+        listed[::2], listed[1::2] = starts, grids.table_times(scheduler.schedule, middle)
+        return listed
+
+    return times
+
+
+def _inner_twice(count: int) -> list[int]:
+    return [1, *[2] * (count - 2), 1]
+
+
+_NEXT = _middles_too(lambda ratio, next_ratio: next_ratio)
 _RATIOS = Reference(unit=_vp_unit, sigma=_ratio)
+_KDPM2 = _RATIOS._replace(times=_NEXT, repeats=lambda count: [1, *[2] * (count - 2), 3])
 _FLOW = Reference(sigma=_sigma)
 _FINAL = Reference(sigma=_ratio)
 REFERENCES: dict[str, Reference] = {
+    "DDIMInverseScheduler": Reference(
+        times=lambda levels, scheduler: np.asarray(levels.t, np.float64)[1:], x_at_current=True
+    ),
+    "EulerDiscreteScheduler": _RATIOS,
+    "EulerAncestralDiscreteScheduler": _RATIOS,
+    "HeunDiscreteScheduler": _RATIOS._replace(times=_ends_too, repeats=_inner_twice),
+    "LMSDiscreteScheduler": _RATIOS,
+    "KDPM2DiscreteScheduler": _KDPM2,
+    "KDPM2AncestralDiscreteScheduler": _KDPM2._replace(
+        # the level below the next one that noise is added at
+        times=_middles_too(lambda ratio, next_ratio: next_ratio**2 / ratio)
+    ),
+    "DPMSolverSDEScheduler": _RATIOS._replace(times=_NEXT, repeats=_inner_twice),
+    "PNDMScheduler": Reference(times=_first_end_too),
     "FlowMatchEulerDiscreteScheduler": _FLOW,
-    "FlowMatchHeunDiscreteScheduler": _FLOW._replace(repeats=_halves),
+    "FlowMatchHeunDiscreteScheduler": _FLOW._replace(times=_ends_too, repeats=_inner_twice),
     "EDMEulerScheduler": _FLOW,
     "EDMDPMSolverMultistepScheduler": _FLOW,
     "CosineDPMSolverMultistepScheduler": _FLOW,
     "DPMSolverMultistepScheduler": _FINAL,
     "DPMSolverSinglestepScheduler": _FINAL,
     "DEISMultistepScheduler": _FINAL,
-    "EulerDiscreteScheduler": _RATIOS,
-    "EulerAncestralDiscreteScheduler": _RATIOS,
-    "HeunDiscreteScheduler": _RATIOS._replace(repeats=_halves),
-    "DDIMInverseScheduler": Reference(
-        repeats=lambda levels: np.arange(1, len(levels.t)), x_at_current=True
-    ),
+    "UniPCMultistepScheduler": _FINAL,
 }
 
 
@@ -112,7 +158,8 @@ def check_scheduler(case: Case) -> list[Comparison]:
         reference = reference._replace(sigma=_sigma)
     run = Run(case, scheduler, reference, levels, step_options)
     parts = {
-        "grids": [*_probes(case, scheduler), *_tables(case, scheduler, reference), *_noising(run)],
+        "grids": [*_probes(case, scheduler), *_tables(case, scheduler, reference)],
+        "noising": _noising(run),
         "velocity": _velocity(run),
         "trajectory": run.compare(run.follow()),
     }
@@ -168,15 +215,14 @@ def _tables(case: Case, scheduler: Scheduler, reference: Reference) -> Iterator[
             yield _refusal(f"table{k}", scheduler, options)
             continue
         levels = scheduler.levels(**options)
-        yield from _table(case, f"table{k}_", levels, reference)
+        yield from _table(case, f"table{k}_", levels, scheduler, reference)
         name = f"table{k}_init_noise_sigma"
         if name in case.outputs:
             start = NoiseLevel(*(leaf[0] for leaf in levels))
             scale = scheduler.initial_scale(levels) * reference.unit(start)
             yield compare(name, scale, case.outputs[name], EXACT_RELATIVE)
-    yield from _table(
-        case, "", scheduler.levels(**_grid_options(case.settings["set_timesteps"])), reference
-    )
+    levels = scheduler.levels(**_grid_options(case.settings["set_timesteps"]))
+    yield from _table(case, "", levels, scheduler, reference)
 
 
 def _refusal(name: str, scheduler: Scheduler, options: dict[str, Any]) -> Comparison:
@@ -188,33 +234,36 @@ def _refusal(name: str, scheduler: Scheduler, options: dict[str, Any]) -> Compar
 
 
 def _table(
-    case: Case, prefix: str, levels: NoiseLevel, reference: Reference
+    case: Case, prefix: str, levels: NoiseLevel, scheduler: Scheduler, reference: Reference
 ) -> Iterator[Comparison]:
-    index = reference.repeats(levels)
-    times = case.outputs[f"{prefix}timesteps"]
+    listed = case.outputs[f"{prefix}timesteps"]
     begin = case.settings["begin_index"] or 0 if prefix == "" else 0
-    whole = np.array_equal(times, np.round(times))
-    computed = np.asarray(levels.t, np.float64)[index][begin:]
-    yield compare(f"{prefix}timesteps", computed, times, 1e-12 if whole else EXACT_RELATIVE)
+    whole = np.array_equal(listed, np.round(listed))
+    times = reference.times(levels, scheduler)[begin:]
+    yield compare(f"{prefix}timesteps", times, listed, 1e-7 if whole else EXACT_RELATIVE)
     if reference.sigma is not None:
-        sigmas = np.asarray(reference.sigma(levels))[np.append(index, len(levels.t) - 1)]
+        sigmas = np.asarray(reference.sigma(levels))
+        sigmas = np.repeat(sigmas, reference.repeats(len(sigmas)))
         listed = case.outputs[f"{prefix}sigmas"]
         if case.settings["config"].get("interpolation_type") == "log_linear":
             listed = listed[:-1]  # lists one more, which no step reaches
         yield compare(f"{prefix}sigmas", sigmas, listed, EXACT_RELATIVE)
 
 
-def _noising(run: "Run") -> Iterator[Comparison]:
+def _noising(run: "Run") -> list[Comparison]:
     """`add_noise` at some of the listed time steps."""
     if "add_noise" not in run.case.outputs:
-        return
+        return []
     times = np.asarray(run.levels.t, np.float64)
     wanted = run.case.outputs["add_noise_timesteps"].astype(np.float64)
-    index = np.argmin(np.abs(times[:, None] - wanted), axis=0)
-    level = jax.tree.map(lambda leaf: leaf[index], run.levels)
-    x0, noise = last(run.case.inputs["x0"]), last(run.case.inputs["add_noise_noise"])
-    unit = jnp.broadcast_to(run.reference.unit(level), level.t.shape)[:, None, None, None]
-    yield run.compare_one("add_noise", first(unit * add_noise(x0, noise, level)))
+    nearest = np.argmin(np.abs(times[:, None] - wanted), axis=0)
+    level = jax.tree.map(lambda leaf: leaf[nearest], run.levels)
+    between = np.abs(times[nearest] - wanted) > 1e-3
+    if between.any():  # the middle of a step
+        clocks = jnp.asarray(wanted, jnp.float32)
+        inner = run.scheduler.schedule(clocks)
+        level = jax.tree.map(lambda a, b: jnp.where(between, a, b), inner, level)
+    return [run.noised_to(level)]
 
 
 def _velocity(run: "Run") -> list[Comparison]:
@@ -232,6 +281,12 @@ class Run(NamedTuple):
     reference: Reference
     levels: NoiseLevel
     step_options: dict[str, Any]
+
+    def noised_to(self, level: NoiseLevel) -> Comparison:
+        """`add_noise` at given levels, [B] each."""
+        x0, noise = last(self.case.inputs["x0"]), last(self.case.inputs["add_noise_noise"])
+        unit = jnp.broadcast_to(self.reference.unit(level), level.t.shape)[:, None, None, None]
+        return self.compare_one("add_noise", first(unit * add_noise(x0, noise, level)))
 
     def velocity_at(self, steps: np.ndarray) -> Comparison:
         """The target of v-prediction at given steps of the schedule's table."""
@@ -279,14 +334,15 @@ class Run(NamedTuple):
         denoiser: Callable[..., Denoiser] = lambda run, calls, denoise, x, current: denoise,
     ) -> tuple[list[Call], jax.Array]:
         """Take every step, recording the calls; bridges change the pairs, solver or denoiser."""
-        replay = Replay(self.case)
+        calls: list[Call] = []
+        replay = Replay(self.case, calls)
         options = self.step_options | replay.option | (solver_options or {})
         solver = self.scheduler.solver(self.levels, **options)
-        x, calls = self.start(), []
+        x = self.start()
         state = solver.init(x)
         keys = jax.random.split(jax.random.key(0), x.shape[0])
-        for i, (current, next_) in enumerate(pairs or self.pairs()):
-            replay.step = i
+        for current, next_ in pairs or self.pairs():
+            replay.start_step()
             denoise = denoiser(self, calls, self.recording(calls, current), x, current)
             with jax.disable_jit():  # so that the network may leave JAX in every branch
                 x, state = solver.step(keys, x, state, denoise, current, next_)
@@ -329,15 +385,24 @@ PLAIN = {"gain": 1.0, "soft": 0.0}
 
 
 class Replay:
-    """Gives the recorded draws of a step instead of new ones, and zeros where there are none."""
+    """Gives the recorded draws instead of new ones, and zeros where the reference drew nothing.
 
-    def __init__(self, case: Case):
-        self.step = 0
-        self.draws: dict[int, list[np.ndarray]] = {}
-        for tag, noise in zip(case.inputs.get("noise_tag", ()), case.inputs.get("noise", ())):
-            self.draws.setdefault(int(tag), []).append(noise)
+    A draw is tagged with the call of the network that it follows or, at the start of a step,
+    precedes.
+    """
+
+    def __init__(self, case: Case, calls: list[Call]):
+        self.calls = calls
+        self.first_call = 0
+        self.draws = list(zip(case.inputs.get("noise_tag", ()), case.inputs.get("noise", ())))
         self.option = {"normal": self.normal} if self.draws else {}
 
+    def start_step(self) -> None:
+        """The draws before this step's first call are over."""
+        self.first_call = len(self.calls)
+        self.draws = [(tag, noise) for tag, noise in self.draws if tag >= self.first_call]
+
     def normal(self, keys, shape, dtype):
-        draws = self.draws.get(self.step)
-        return last(draws.pop(0)) if draws else jnp.zeros((keys.shape[0], *shape), dtype)
+        if self.draws and self.draws[0][0] <= max(self.first_call, len(self.calls) - 1):
+            return jnp.asarray(last(self.draws.pop(0)[1]))
+        return jnp.zeros((keys.shape[0], *shape), dtype)

@@ -36,7 +36,7 @@ def karras_ratios(
       rho: larger makes shorter steps at small ratios.
       end: the last entry; 0 is clean data.
 
-    >>> karras_ratios(2, 1.0, 10.0).tolist()
+    >>> karras_ratios(2, 1.0, 10.0).round(4).tolist()
     [10.0, 1.0, 0.0]
     """
     ramp = _ramp("karras_ratios", num_steps, smallest, largest)

@@ -95,6 +95,8 @@ def ratio_levels(
     spread = spread_ratios(config, len(ratios), ratios[-1], ratios[0])
     if spread is not None:
         ratios, times = spread, table_times(schedule, spread)
+        if config.get("rounds_times") and config["use_karras_sigmas"]:
+            times = np.round(times)
     if config.get("timestep_type") == "continuous" and config["prediction_type"] == "v_prediction":
         times = 0.25 * np.log(ratios)
     end = known[0] if config.get("final_sigmas_type") == "sigma_min" else 0.0

@@ -41,13 +41,18 @@ from diffjax.solvers import (
     block_orders,
     ddim,
     ddim_inversion,
+    dpm2,
     dpm_multistep,
+    dpm_sde,
     dpm_singlestep,
     euler,
     euler_ancestral,
     heun,
+    lms,
     lower_final_orders,
+    plms,
     renoise,
+    unipc,
 )
 from diffjax.solvers.euler import Churn
 from diffjax.transforms import clip_denoised, dynamic_threshold
@@ -303,6 +308,59 @@ def _dpm_singlestep(config, limit, levels, **more):
     return _limited(dpm_singlestep(order, orders=orders, **options, **more), limit)
 
 
+def _unipc(config, limit, levels):
+    if config["solver_p"] is not None:
+        raise UnsupportedError("UniPCMultistepScheduler: another predictor (solver_p) is not read.")
+    order, num_steps = config["solver_order"], len(levels.t) - 1
+    orders = np.full(num_steps, order)
+    if config["lower_order_final"]:
+        orders = lower_final_orders(num_steps, order)
+    correct = ~np.isin(np.arange(num_steps), config["disable_corrector"])
+    solver = unipc(
+        order,
+        predict="x0" if config["predict_x0"] else "eps",
+        variant="bh1" if config["solver_type"] == "bh1" else "bh2",
+        orders=orders,
+        correct=correct,
+    )
+    return _limited(solver, limit)
+
+
+def _lms(config, limit, levels, *, order=4):
+    return _limited(lms(order), limit)
+
+
+def _dpm2(config, limit, levels):
+    return _limited(dpm2(tables.floored_table(config)), limit)
+
+
+def _dpm2_ancestral(config, limit, levels, **options):
+    return _limited(dpm2(tables.floored_table(config), eta=1.0, **options), limit)
+
+
+def _dpm_sde(config, limit, levels, **options):
+    return _limited(dpm_sde(tables.floored_table(config), **options), limit)
+
+
+def _pndm(config, limit, levels):
+    if config["prediction_type"] not in ("epsilon", "v_prediction"):
+        raise UnsupportedError("PNDMScheduler is supported for epsilon and v_prediction.")
+    return plms(
+        slope="v" if config["prediction_type"] == "v_prediction" else "eps",
+        start="two_calls" if config["skip_prk_steps"] else "runge_kutta",
+        schedule=tables.table(config),
+    )
+
+
+def _pndm_levels(config, schedule, num_steps=None):
+    if not config["skip_prk_steps"] and num_steps < 4:
+        raise ValueError(
+            f"num_steps is {num_steps}; PNDM with Runge-Kutta steps needs at least 4. "
+            "Set skip_prk_steps."
+        )
+    return grids.integer_levels(config, schedule, num_steps)
+
+
 def _ratio_scale(config, levels):
     """The family's first noise: unit variance for "leading", that of the noise alone otherwise."""
     return 1.0 if config["timestep_spacing"] == "leading" else levels.sigma[0]
@@ -343,6 +401,7 @@ _RATIOS = {
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
 }
+_KDPM2 = {**_RATIOS, "beta_start": 0.00085, "beta_end": 0.012, "rounds_times": True}
 _EULER = {
     **_RATIOS,
     "interpolation_type": "linear",
@@ -458,6 +517,17 @@ def _edm_row(defaults: Config, solver: Callable[..., Solver]) -> Row:
 
 
 SCHEDULERS = {
+    "LMSDiscreteScheduler": _ratio_row(_RATIOS, _lms),
+    "KDPM2DiscreteScheduler": _ratio_row(_KDPM2, _dpm2),
+    "KDPM2AncestralDiscreteScheduler": _ratio_row(_KDPM2, _dpm2_ancestral),
+    "DPMSolverSDEScheduler": _ratio_row(
+        {**_RATIOS, "beta_start": 0.00085, "beta_end": 0.012}, _dpm_sde
+    ),
+    "PNDMScheduler": Row(
+        {**_BETAS, "set_alpha_to_one": False, "skip_prk_steps": False},
+        _pndm,
+        levels=_pndm_levels,
+    ),
     "FlowMatchEulerDiscreteScheduler": _flow_row(_flow_euler),
     "FlowMatchHeunDiscreteScheduler": _flow_row(_flow_heun),
     "EDMEulerScheduler": _edm_row(_EDM, _edm_euler),
@@ -478,6 +548,22 @@ SCHEDULERS = {
     "DPMSolverMultistepScheduler": _final_row(_DPM, _dpm_multistep),
     "DPMSolverSinglestepScheduler": _final_row(
         {**_DPM, "lower_order_final": False, "rounds_times": True}, _dpm_singlestep
+    ),
+    "UniPCMultistepScheduler": _final_row(
+        {
+            **_FINAL,
+            "predict_x0": True,
+            "solver_type": "bh2",
+            "disable_corrector": (),
+            "solver_p": None,
+            "sigma_min": None,
+            "sigma_max": None,
+            "shift_terminal": None,
+            "repeats_last": True,
+            "rounds_times": True,
+            "flow_sigmas_from_one": True,
+        },
+        _unipc,
     ),
     "DEISMultistepScheduler": _final_row(
         {

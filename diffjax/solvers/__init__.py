@@ -1,5 +1,6 @@
 """Solvers: a file for each family, and a table of their builders by name, for scripts."""
 
+from diffjax.solvers.adams import lms, plms
 from diffjax.solvers.ancestral import ancestral, ancestral_update
 from diffjax.solvers.consistency import renoise
 from diffjax.solvers.ddim import ddim, ddim_inversion, ddim_update
@@ -11,6 +12,8 @@ from diffjax.solvers.dpm import (
 )
 from diffjax.solvers.euler import Churn, churn_update, euler, euler_ancestral
 from diffjax.solvers.heun import heun, heun_update
+from diffjax.solvers.midpoint import dpm2, dpm_sde
+from diffjax.solvers.unipc import unipc
 
 # keep: the scripts in experiments/ choose from it; a new solver adds its row
 SOLVERS = {
@@ -31,12 +34,17 @@ __all__ = [
     "ddim",
     "ddim_inversion",
     "ddim_update",
+    "dpm2",
     "dpm_multistep",
+    "dpm_sde",
     "dpm_singlestep",
     "euler",
     "euler_ancestral",
     "heun",
     "heun_update",
+    "lms",
     "lower_final_orders",
+    "plms",
     "renoise",
+    "unipc",
 ]

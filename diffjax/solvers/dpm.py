@@ -78,7 +78,8 @@ def dpm_multistep(
     def step(keys, x, history, denoise, current, next_):
         value = estimate(predict, x, denoise(x, current), current)
         lambda_ = half_logsnr(current)
-        used = usable_order(history, current, next_)
+        finite = ~at_an_end(current)
+        used = usable_order(history, lambda_, finite & ~at_an_end(next_))
         if limits is not None:
             used = jnp.minimum(used, limits[history.count])
         row = transfer(current, next_, predict, stochastic)
@@ -86,7 +87,7 @@ def dpm_multistep(
         x = row.keep * x + extrapolate(value, history, lambda_, h, row, integrate, used)
         if stochastic:
             x = x + row.spread * normal(keys, x.shape[1:], x.dtype)
-        return x, remember(history, value, current)
+        return x, remember(history, value, lambda_, finite)
 
     return Solver(init, step)
 

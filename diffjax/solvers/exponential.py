@@ -165,13 +165,13 @@ class History(NamedTuple):
     Attributes:
       count: steps taken so far, int32.
       estimates: [p, B, ...] with p = order - 1.
-      lambdas: [p] where they were made.
-      finite: [p] whether lambda was finite there.
+      positions: [p] where they were made: lambda, or another coordinate.
+      finite: [p] whether that is finite.
     """
 
     count: Array
     estimates: Array
-    lambdas: Array
+    positions: Array
     finite: Array
 
 
@@ -185,7 +185,7 @@ def empty_history(x: Array, length: int) -> History:
     )
 
 
-def remember(history: History, value: Array, level: NoiseLevel) -> History:
+def remember(history: History, value: Array, position: Array, finite: Array) -> History:
     """The history after one more step, the oldest estimate forgotten."""
 
     def push(new, old):
@@ -194,26 +194,29 @@ def remember(history: History, value: Array, level: NoiseLevel) -> History:
     return History(
         history.count + 1,
         push(value, history.estimates),
-        push(half_logsnr(level), history.lambdas),
-        push(~at_an_end(level), history.finite),
+        push(position, history.positions),
+        push(finite, history.finite),
     )
 
 
-def usable_order(history: History, current: NoiseLevel, next_: NoiseLevel) -> Array:
-    """The highest order of a step: 1 + the number of estimates before, at distinct finite lambdas.
+def usable_order(history: History, position: Array, finite: Array) -> Array:
+    """The highest order of a step: 1 + the number of estimates before, at distinct finite places.
 
-    It is 1 for steps from pure noise and to clean data.
+    Args:
+      history: estimates before the step.
+      position: of its start.
+      finite: whether the step neither starts nor ends at infinity; its order is 1 otherwise.
     """
-    lambdas = jnp.concatenate([half_logsnr(current)[None], history.lambdas])
-    good = history.finite & (jnp.diff(lambdas) != 0)
-    number = jnp.sum(jnp.cumprod(good.astype(jnp.int32)))
-    return jnp.where(at_an_end(current) | at_an_end(next_), 1, 1 + number)
+    positions = jnp.concatenate([jnp.asarray(position)[None], history.positions])
+    good = history.finite & (jnp.diff(positions) != 0)
+    number = jnp.sum(jnp.cumprod(good.astype(jnp.int32)), dtype=jnp.int32)
+    return jnp.where(finite, 1 + number, 1)
 
 
 def extrapolate(
     value: Array,
     history: History,
-    lambda_: Array,
+    position: Array,
     h: Array,
     step: Transfer,
     rule: Rule,
@@ -226,16 +229,16 @@ def extrapolate(
     Args:
       value: [B, ...] the estimate at the start of the step.
       history: estimates before it.
-      lambda_, h: where the step starts, and its length.
+      position, h: where the step starts, and its length, in the history's coordinate.
       step, rule: see `node_weights`.
       order: number of nodes used from `value` back, 1 .. 1 + len(history), traced.
       ahead: [B, ...] an estimate at the end of the step, for correctors; one node more.
     """
-    length = len(history.lambdas)
+    length = len(history.positions)
     # placeholders keep finite what is not used: weights of estimates that are not there, and all
     # of them when the two levels are equal
     ranks = jnp.arange(length)
-    distance = (history.lambdas - lambda_) / jnp.where(h == 0, 1.0, h)
+    distance = (history.positions - position) / jnp.where(h == 0, 1.0, h)
     positions = jnp.where((ranks < order - 1) & (h != 0), distance, -1.0 - ranks)
     extra = [] if ahead is None else [jnp.ones_like(h)]
     table = []

@@ -1,0 +1,159 @@
+"""Linear multistep methods: Adams-Bashforth in the ratio sigma / alpha (LMS), and PLMS.
+
+Between two levels x is moved by a slope that would be constant for perfect estimates,
+
+    slope      x_s = keep x_t + gain slope
+    "eps"      keep = alpha_s / alpha_t,                        gain = sigma_s - keep sigma_t
+    "v"        keep = (alpha_s alpha_t + sigma_s sigma_t) / n,
+               gain = (sigma_s alpha_t - alpha_s sigma_t) / n,    n = alpha_t^2 + sigma_t^2
+
+and the slopes of the steps before are extrapolated over the step by a polynomial. LMS takes it in
+sigma / alpha, with the true distances. PLMS, of the pseudo numerical methods (PNDM), takes the
+weights of equal distances, (3, -1) / 2, (23, -16, 5) / 12, (55, -59, 37, -9) / 24, and makes its
+first steps with more calls of the network: as Heun does, or Runge and Kutta.
+
+Sources: LMS as in github.com/crowsonkb/k-diffusion; PNDM, arXiv:2202.09778, Eqs. 11-12 and
+Algorithm 2; iPNDM: DEIS, arXiv:2204.13902, Appendix.
+"""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from diffjax.core.levels import NoiseLevel
+from diffjax.core.parameterizations import Denoiser, estimate_eps
+from diffjax.core.sampling import Solver
+from diffjax.core.schedules import Schedule
+from diffjax.solvers.exponential import (
+    History,
+    Transfer,
+    empty_history,
+    exact,
+    extrapolate,
+    remember,
+    usable_order,
+)
+
+SLOPES = ("eps", "v")
+
+
+def slope_transfer(current: NoiseLevel, next_: NoiseLevel, slope: str) -> Transfer:
+    """The coefficients of the table; for "eps" they are infinite where alpha_t = 0."""
+    zero = jnp.zeros_like(current.alpha)
+    if slope == "eps":
+        keep = next_.alpha / current.alpha
+        return Transfer(keep, next_.sigma - keep * current.sigma, zero, zero)
+    norm = current.alpha**2 + current.sigma**2
+    keep = (next_.alpha * current.alpha + next_.sigma * current.sigma) / norm
+    gain = (next_.sigma * current.alpha - next_.alpha * current.sigma) / norm
+    return Transfer(keep, gain, zero, zero)
+
+
+def lms(order: int = 4) -> Solver:
+    """Adams-Bashforth in sigma / alpha, with the true distances of the levels.
+
+    One call of the network in each step; the first steps have the order that the slopes so far
+    allow. It cannot start from pure noise (alpha = 0), where sigma / alpha is infinite.
+
+    Args:
+      order: 1 to 4.
+
+    >>> solver = lms()
+    """
+    _check_order(order)
+
+    def step(keys, x, history, denoise, current, next_):
+        value = estimate_eps(x, denoise(x, current), current)
+        ratio = current.sigma / current.alpha
+        length = next_.sigma / next_.alpha - ratio
+        used = usable_order(history, ratio, jnp.array(True))
+        row = slope_transfer(current, next_, "eps")
+        x = row.keep * x + extrapolate(value, history, ratio, length, row, exact, used)
+        return x, remember(history, value, ratio, jnp.array(True))
+
+    return Solver(lambda x: empty_history(x, order - 1), step)
+
+
+STARTS = {"one_call": 0, "two_calls": 1, "runge_kutta": 3}  # name -> steps that it takes
+
+
+def plms(
+    order: int = 4,
+    *,
+    slope: str = "eps",
+    start: str = "two_calls",
+    schedule: Schedule | None = None,
+) -> Solver:
+    """PLMS: Adams-Bashforth with the weights of equal distances, whatever the distances are.
+
+    It has its order where the grid is evenly spaced in sigma / alpha, and order 1 in general; on
+    the grids that it was made for its errors are small all the same.
+
+    Args:
+      order: 1 to 4.
+      slope: "eps", or "v" for networks that predict it: which predictions are extrapolated.
+      start: "two_calls" (default) takes the mean of the slopes at both ends of the first step;
+        "runge_kutta" (PNDM's own) makes the first three steps with four calls each; "one_call"
+        (iPNDM) starts with lower orders.
+      schedule: of the levels, for "runge_kutta": it is called with the time in the middle.
+
+    >>> solver = plms()
+    """
+    _check_order(order)
+    if slope not in SLOPES or start not in STARTS:
+        raise ValueError(
+            f"slope is {slope!r} and start is {start!r}; they must be one of {', '.join(SLOPES)} "
+            f"and one of {', '.join(STARTS)}."
+        )
+    if start == "runge_kutta" and schedule is None:
+        raise ValueError("start='runge_kutta' needs the schedule, for levels between the grid's.")
+
+    def step(keys, x, history: History, denoise, current, next_):
+        value = _slope(x, denoise, current, slope)
+        row = slope_transfer(current, next_, slope)
+        # equal distances: the steps are counted
+        position = -history.count.astype(x.dtype)
+        used = usable_order(history, position, jnp.array(True))
+        mean = extrapolate(value, history, position, -jnp.ones_like(position), row, exact, used)
+
+        def two_calls():
+            ahead = _slope(row.keep * x + row.gain * value, denoise, next_, slope)
+            return 0.5 * row.gain * (value + ahead)
+
+        def runge_kutta():
+            return row.gain * _runge_kutta(x, value, denoise, schedule, current, next_, slope)
+
+        if start != "one_call":
+            # a call at clean data would learn nothing
+            starting = (history.count < STARTS[start]) & (next_.sigma > 0)
+            more_calls = two_calls if start == "two_calls" else runge_kutta
+            mean = lax.cond(starting, more_calls, lambda: mean)
+        return row.keep * x + mean, remember(history, value, position, jnp.array(True))
+
+    return Solver(lambda x: empty_history(x, order - 1), step)
+
+
+def _slope(x: Array, denoise: Denoiser, level: NoiseLevel, slope: str) -> Array:
+    x0 = denoise(x, level)
+    eps = estimate_eps(x, x0, level)
+    return eps if slope == "eps" else level.alpha * eps - level.sigma * x0
+
+
+def _runge_kutta(x, first, denoise, schedule, current, next_, slope) -> Array:
+    """The mean slope of a classical Runge-Kutta step, with three more calls."""
+    steps = current.t - next_.t
+    half = steps // 2 if jnp.issubdtype(steps.dtype, jnp.integer) else 0.5 * steps
+    middle = schedule(current.t - half)
+
+    def along(value, level):
+        row = slope_transfer(current, level, slope)
+        return row.keep * x + row.gain * value
+
+    second = _slope(along(first, middle), denoise, middle, slope)
+    third = _slope(along(second, middle), denoise, middle, slope)
+    fourth = _slope(along(third, next_), denoise, next_, slope)
+    return (first + 2.0 * second + 2.0 * third + fourth) / 6.0
+
+
+def _check_order(order: int) -> None:
+    if order not in (1, 2, 3, 4):
+        raise ValueError(f"order is {order}; it must be 1, 2, 3 or 4.")
