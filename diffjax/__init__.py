@@ -8,7 +8,7 @@ denoiser. `sample` is the one loop.
 >>> import jax, jax.numpy as jnp
 >>> import diffjax as dj
 >>> schedule = dj.cosine()
->>> denoise = dj.exact.gaussian_denoiser(jnp.zeros(2), jnp.eye(2))
+>>> denoise = dj.exact.denoiser(dj.exact.gaussian(jnp.zeros(2), jnp.eye(2)))
 >>> x = dj.initial_noise(jax.random.key(0), (4, 2), schedule(1.0))
 >>> dj.sample(jax.random.key(1), x, denoise, dj.ddim(), schedule(dj.trailing(10))).shape
 (4, 2)

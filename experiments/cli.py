@@ -6,28 +6,32 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tyro
 
 
-def run_script(main: Callable[[], int | None]) -> None:
+def run_script(main: Callable[[], None]) -> None:
     """Run `main`; an error ends the script with one line on stderr and status 1.
 
     Set DIFFJAX_TRACEBACK=1 to see where it came from.
     """
+    warnings.showwarning = lambda message, *_: _say("warning", str(message))
+    status: Any = 0
     try:
-        status = main() or 0
+        main()
+    except SystemExit as stop:
+        status = stop.code or 0
     except Exception as error:
         if os.environ.get("DIFFJAX_TRACEBACK"):
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        _complain(" ".join(text.split()) or type(error).__name__)
+        _say("error", text or type(error).__name__)
         status = 1
     sys.stdout.flush()
-    sys.stderr.flush()
-    # leave at once: threads that still write or read must not hold or crash the process
+    # leave at once: threads that still read or write must not hold or crash the process
     os._exit(status)
 
 
@@ -46,10 +50,8 @@ def parse_args(cls: Any, *, args: Sequence[str] | None = None, **options: Any) -
     except SystemExit as stop:
         if stop.code:
             # the words of a box drawing, without its frame
-            text = re.sub(r"[\u2500-\u257f]+", " ", complaint.getvalue())
-            _complain(" ".join(text.split()))
-        sys.stdout.flush()
-        os._exit(int(stop.code or 0))
+            _say("error", re.sub(r"[\u2500-\u257f]+", " ", complaint.getvalue()))
+        raise
 
 
 def choose(what: str, name: str, table: Mapping[str, Any]) -> Any:
@@ -61,5 +63,6 @@ def choose(what: str, name: str, table: Mapping[str, Any]) -> Any:
     raise ValueError(f"{what} {name!r} is not one of {', '.join(table)}.{hint}")
 
 
-def _complain(text: str) -> None:
-    print(f"{os.path.basename(sys.argv[0])}: error: {text}", file=sys.stderr, flush=True)
+def _say(kind: str, text: str) -> None:
+    script = os.path.basename(sys.argv[0])
+    print(f"{script}: {kind}: {' '.join(text.split())}", file=sys.stderr, flush=True)

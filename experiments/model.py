@@ -110,8 +110,9 @@ def make_solver(options: SampleOptions, learned_variance: bool) -> dj.Solver:
 def make_times(options: SampleOptions, schedule: Schedule) -> np.ndarray:
     """The time grid that the options ask for."""
     steps = num_train_steps(schedule)
-    whole = (steps or 1000) if options.solver == "ddpm" else 50
-    num_steps = whole if options.num_steps is None else options.num_steps
+    most = steps or 1000
+    default = most if options.solver == "ddpm" else min(50, most)
+    num_steps = default if options.num_steps is None else options.num_steps
     spacing = choose("spacing", options.spacing, dj.grids.SPACINGS)
     return spacing(num_steps) if steps is None else spacing(num_steps, steps)
 

@@ -5,7 +5,6 @@
 A seed gives the same images, whatever the batch size and the number of devices.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +137,8 @@ def main() -> None:
 
     steps = len(make_times(options, make_schedule(run.config.diffusion))) - 1
     batches = -(-args.num_samples // batch_size)
-    with tqdm(total=steps * batches, desc="sampling", unit="step", file=sys.stderr) as bar:
+    # the delay keeps an empty bar from standing in front of an error message
+    with tqdm(total=steps * batches, desc="sampling", unit="step", delay=1.0) as bar:
         generate = make_sampler(run.config, run.network, options, mesh, on_step=dj.progress(bar))
         images = np.concatenate(
             list(

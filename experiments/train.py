@@ -224,7 +224,7 @@ def make_previewer(config: Config, network: Functional, mesh: Mesh):
 
     def preview(params, folder: Path, suffix: str = "") -> None:
         key = jax.random.key(config.seed)
-        with tqdm(desc="sampling", unit="step", file=sys.stderr) as bar:
+        with tqdm(desc="sampling", unit="step") as bar:
             bars.append(bar)
             frames = to_uint8(trajectory(params, key, positions, labels).x)[:, :count]
             images = to_uint8(ancestral(params, key, positions, labels))[:count]
