@@ -126,9 +126,18 @@ def native(x: Array, kernel: Array, strides: tuple[int, ...], sides: Sides) -> A
     return lax.conv_general_dilated(x, kernel, strides, sides, dimension_numbers=numbers)
 
 
+def matmul(x: Array, matrix: Array) -> Array:
+    """x [..., n] @ matrix [n, m], with all axes but the last of x made one.
+
+    XLA:CPU computes the gradient of the matrix from a transposed copy of the result's gradient if
+    that has several such axes, which may take longer than the products.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
+
+
 def pointwise(x: Array, kernel: Array, strides: tuple[int, ...], sides: Sides) -> Array:
     """A window of one element: the same matrix at every position."""
-    return x @ kernel.reshape(kernel.shape[-2:])
+    return matmul(x, kernel.reshape(kernel.shape[-2:]))
 
 
 def patches(x: Array, kernel: Array, strides: tuple[int, ...], sides: Sides) -> Array:
@@ -146,7 +155,7 @@ def patches(x: Array, kernel: Array, strides: tuple[int, ...], sides: Sides) -> 
     for tap in itertools.product(*map(range, window)):
         spatial = [slice(k, k + n, stride) for k, n, stride in zip(tap, reach, strides)]
         taps.append(padded[:, *spatial])
-    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+    return matmul(jnp.concatenate(taps, axis=-1), kernel.reshape(-1, kernel.shape[-1]))
 
 
 def scattered(x: Array, kernel: Array, strides: tuple[int, ...], sides: Sides) -> Array:
@@ -156,7 +165,7 @@ def scattered(x: Array, kernel: Array, strides: tuple[int, ...], sides: Sides) -
     """
     window, outputs = kernel.shape[:-2], kernel.shape[-1]
     per_tap = jnp.moveaxis(kernel, -2, 0).reshape(kernel.shape[-2], -1)
-    products = jnp.pad(x @ per_tap, ((0, 0), *sides, (0, 0)))
+    products = jnp.pad(matmul(x, per_tap), ((0, 0), *sides, (0, 0)))
     size = [n - w + 1 for n, w in zip(products.shape[1:-1], window)]
     taps = itertools.product(*map(range, window))
     shifted = [
@@ -226,7 +235,7 @@ def _winograd(x: Array, kernel: Array) -> Array:
     for axis in axes:
         tiles = [part for tile in tiles for part in _tile_inputs(tile, axis)]
         taps = [part for tap in taps for part in _tile_taps(tap)]
-    parts = [tile @ tap for tile, tap in zip(tiles, taps)]
+    parts = [matmul(tile, tap) for tile, tap in zip(tiles, taps)]
     for axis in reversed(axes):
         parts = [_tile_outputs(parts[i : i + 4], axis) for i in range(0, len(parts), 4)]
     return parts[0][tuple(map(slice, x.shape[:-1]))].astype(dtype)
