@@ -14,6 +14,7 @@ import numpy as np
 from parity_cases import Comparison, last
 
 from diffjax.core.parameterizations import estimate_x0
+from diffjax.pretrained import scheduler_tables as tables
 from diffjax.solvers.exponential import RULES
 
 
@@ -50,12 +51,43 @@ def stale_churn(run):
             if prediction.name == "v" and run.scheduler.name == "EulerDiscreteScheduler":
                 # converts at the old level, too
                 x0 = estimate_x0(prediction, x * current.alpha / level.alpha, output, current)
-            calls[-1] = calls[-1]._replace(x0=run.scheduler.limit(x0))
+            calls[-1] = calls[-1]._replace(x0=run.scheduler.limit(lambda x, level: x0)(x, level))
             return x0
 
         return reuse
 
     return run.compare(run.follow(denoiser=stale))
+
+
+def ipndm_first_step(run):
+    """IPNDM's scheduler does not use the network in its first step, from pure noise."""
+    if run.scheduler.name != "IPNDMScheduler":
+        return None
+
+    def silent(run, calls, denoise, x, current):
+        return lambda x, level: jnp.where(level.alpha > 0, denoise(x, level), 0.0)
+
+    return run.compare(run.follow(denoiser=silent))
+
+
+def unclip_cancellation(run):
+    """UnCLIP's scheduler subtracts nearly equal float32 numbers in its first and its last step."""
+    if run.scheduler.name != "UnCLIPScheduler":
+        return None
+
+    def rounded(current, next_):
+        beta = 1.0 - (current.alpha / next_.alpha) ** 2
+        return current._replace(alpha=next_.alpha * jnp.sqrt(1.0 - beta))
+
+    def at_true_level(run, calls, denoise, x, current):
+        return lambda x, level: denoise(x, run.scheduler.schedule(level.t))
+
+    pairs = [(rounded(current, next_), next_) for current, next_ in run.pairs()]
+    calls, result = run.follow(pairs=pairs, denoiser=at_true_level)
+    # the weight of x0 in the last step, one but for rounding
+    beta = tables.betas(run.scheduler.config)[0]
+    weight = beta / (np.float32(1.0) - (np.float32(1.0) - beta))
+    return run.compare((calls, result * weight))
 
 
 def middle_as_end(run):
@@ -137,9 +169,11 @@ class Bridge(NamedTuple):
 
 BRIDGES = {
     "fixed-stride": Bridge("trajectory", fixed_stride),
+    "ipndm-first-step": Bridge("trajectory", ipndm_first_step),
     "middle-as-end": Bridge("noising", middle_as_end),
     "stale-churn": Bridge("trajectory", stale_churn),
     "third-order-weight": Bridge("trajectory", third_order_weight),
+    "unclip-cancellation": Bridge("trajectory", unclip_cancellation),
     "unrecorded-noise": Bridge("trajectory", unrecorded_noise),
     "velocity-by-position": Bridge("velocity", velocity_by_position),
 }

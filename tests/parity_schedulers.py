@@ -55,6 +55,10 @@ class Reference(NamedTuple):
     x_at_current: bool = False
 
 
+def _doubles(leaf: jax.Array) -> np.ndarray:
+    return np.asarray(leaf, np.float64)
+
+
 def _ratio(level: NoiseLevel):
     return level.sigma / level.alpha
 
@@ -120,6 +124,10 @@ REFERENCES: dict[str, Reference] = {
         times=_middles_too(lambda ratio, next_ratio: next_ratio**2 / ratio)
     ),
     "DPMSolverSDEScheduler": _RATIOS._replace(times=_NEXT, repeats=_inner_twice),
+    "CMStochasticIterativeScheduler": Reference(
+        sigma=_sigma,
+        times=lambda levels, scheduler: scheduler.config["clock"](_doubles(levels.sigma)[:-1]),
+    ),
     "PNDMScheduler": Reference(times=_first_end_too),
     "FlowMatchEulerDiscreteScheduler": _FLOW,
     "FlowMatchHeunDiscreteScheduler": _FLOW._replace(times=_ends_too, repeats=_inner_twice),
@@ -196,7 +204,7 @@ def _grid_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def _probes(case: Case, scheduler: Scheduler) -> Iterator[Comparison]:
     """The schedule's variances at some steps."""
-    if "probe_index" not in case.outputs:
+    if "alphas_cumprod_probe" not in case.outputs:
         return
     probe, tolerance = case.outputs["probe_index"], case.settings["tolerance"]["rtol"]
     signal = scheduler.schedule.alpha[1:] ** 2
@@ -358,7 +366,8 @@ class Run(NamedTuple):
             predicted, values = split_learned_variance(output, x) if learned else (output, None)
             estimate = estimate_x0(prediction, x, predicted, level)
             at = current if self.reference.x_at_current else level
-            x0 = self.scheduler.limit(estimate_x0(prediction, x, predicted, at))
+            x0 = estimate_x0(prediction, x, predicted, at)
+            x0 = self.scheduler.limit(lambda x, level: x0)(x, level)
             calls.append(Call(x, level, output, x0))
             return LearnedVariance(estimate, 0.5 * (values + 1.0)) if learned else estimate
 

@@ -29,15 +29,16 @@ class VarianceExploding:
 
     def __call__(self, t: Array) -> NoiseLevel:
         t = jnp.asarray(t)
-        sigma = self.sigma_min * (self.sigma_max / self.sigma_min) ** t
+        low, high = jnp.asarray(self.sigma_min), jnp.asarray(self.sigma_max)
+        sigma = low * (high / low) ** t
         return NoiseLevel(t, jnp.ones_like(sigma), sigma)
 
     def at_ratio(self, ratio: Array) -> NoiseLevel:
         """The level at which sigma / alpha is `ratio`."""
-        low = jnp.log(self.sigma_min)
+        low = jnp.log(jnp.asarray(self.sigma_min))
         # below sigma_min, and at 0, the network is told the time of sigma_min
         inside = jnp.clip(ratio, self.sigma_min, self.sigma_max)
-        t = (jnp.log(inside) - low) / (jnp.log(self.sigma_max) - low)
+        t = (jnp.log(inside) - low) / (jnp.log(jnp.asarray(self.sigma_max)) - low)
         return NoiseLevel(t, jnp.ones_like(t), ratio * jnp.ones_like(t))
 
 

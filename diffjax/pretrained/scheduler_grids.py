@@ -6,6 +6,8 @@ rounded, where Karras' ratios begin and end, whether the last level is clean. Th
 are, because a grid is data: a model sampled on it gives the same images here and there.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -56,13 +58,13 @@ def spaced_steps(spacing: str, num_steps: int, num_train_steps: int, offset: int
     )
 
 
-def integer_levels(config, schedule: Table, num_steps=None, *, timesteps=None) -> NoiseLevel:
+def integer_levels(config, schedule: Table, num_steps: Any = None, *, timesteps=None) -> NoiseLevel:
     """Whole time steps of a table and the clean end; or a list of one's own, noise first."""
     total = config["num_train_timesteps"]
     if timesteps is None:
         spacing, offset = config["timestep_spacing"], config["steps_offset"]
         timesteps = spaced_steps(spacing, num_steps, total, offset).round().astype(np.int64)
-    return schedule(jnp.asarray(from_times(timesteps, total)))
+    return schedule(jnp.asarray(from_times(list(timesteps), total)))
 
 
 def inverse_integer_levels(config, schedule: Table, num_steps) -> NoiseLevel:
@@ -72,7 +74,7 @@ def inverse_integer_levels(config, schedule: Table, num_steps) -> NoiseLevel:
 
 
 def ratio_levels(
-    config, schedule: Table, num_steps=None, *, timesteps=None, sigmas=None
+    config, schedule: Table, num_steps: Any = None, *, timesteps=None, sigmas=None
 ) -> NoiseLevel:
     """Levels told by sigma / alpha, as the k-diffusion family makes them.
 
@@ -128,7 +130,7 @@ def spread_ratios(config, num_steps: int, smallest: float, largest: float) -> np
 
 
 def final_order_levels(
-    config, schedule: Table, num_steps=None, *, timesteps=None, mu=None, sigmas=None
+    config, schedule: Table, num_steps: Any = None, *, timesteps=None, mu=None, sigmas=None
 ) -> NoiseLevel:
     """Levels of the solvers in log-SNR: DPM-Solver, DEIS, UniPC.
 
@@ -137,9 +139,10 @@ def final_order_levels(
     if config.get("use_flow_sigmas"):
         return _flow_ratio_levels(config, num_steps, mu, sigmas)
     known = table_ratios(schedule)
-    spread = any(config.get(name) for name in SPREADS)
-    if spread:
-        times, ratios = _spread_over_table(config, schedule, num_steps)
+    ratios = spread_ratios(config, num_steps, known[0], known[-1]) if timesteps is None else None
+    spread = ratios is not None
+    if ratios is not None:
+        times = _whole_times(config, schedule, ratios)
     else:
         if timesteps is None:
             timesteps = _steps_before_clean_end(config, known, num_steps)
@@ -168,14 +171,12 @@ def _steps_before_clean_end(config, known: np.ndarray, num_steps: int) -> np.nda
     )
 
 
-def _spread_over_table(config, schedule: Table, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    known = table_ratios(schedule)
-    ratios = spread_ratios(config, num_steps, known[0], known[-1])
+def _whole_times(config, schedule: Table, ratios: np.ndarray) -> np.ndarray:
     times = table_times(schedule, ratios)
     rounded = config.get("use_karras_sigmas") or config.get("use_lu_lambdas")
     if rounded and (config["rounds_times"] or config["beta_schedule"] != "squaredcos_cap_v2"):
         times = np.round(times)
-    return np.trunc(times), ratios
+    return np.trunc(times)
 
 
 def _flow_ratio_levels(config, num_steps, mu, sigmas) -> NoiseLevel:
@@ -199,7 +200,7 @@ def _flow_ratio_levels(config, num_steps, mu, sigmas) -> NoiseLevel:
 
 
 def flow_levels(
-    config, schedule: Schedule, num_steps=None, *, sigmas=None, timesteps=None, mu=None
+    config, schedule: Schedule, num_steps: Any = None, *, sigmas=None, timesteps=None, mu=None
 ) -> NoiseLevel:
     """Levels of the flow-matching schedulers: sigmas evenly spaced, then shifted.
 
@@ -239,7 +240,7 @@ def _flow_levels(times: np.ndarray, sigmas: np.ndarray) -> NoiseLevel:
     return NoiseLevel(*(jnp.asarray(leaf, jnp.float32) for leaf in leaves))
 
 
-def edm_levels(config, schedule: Schedule, num_steps=None) -> NoiseLevel:
+def edm_levels(config, schedule: Schedule, num_steps: Any = None) -> NoiseLevel:
     """Levels of EDM's schedulers: Karras' or exponential sigmas between the config's ends."""
     spreads = {"karras": karras_ratios, "exponential": exponential_ratios}
     name, options = config["sigma_schedule"], {}
@@ -264,3 +265,54 @@ def vp_levels(times: np.ndarray, ratios: np.ndarray) -> NoiseLevel:
     alpha = 1.0 / np.sqrt(1.0 + ratios**2)
     times = np.append(times, -1.0)
     return NoiseLevel(*(jnp.asarray(leaf, jnp.float32) for leaf in (times, alpha, ratios * alpha)))
+
+
+def distilled_levels(
+    config,
+    schedule: Table,
+    num_steps: Any = None,
+    *,
+    timesteps=None,
+    original_inference_steps=None,
+    strength=1.0,
+) -> NoiseLevel:
+    """Levels of LCM and TCD: some of the steps that the model was distilled on."""
+    total = config["num_train_timesteps"]
+    original = original_inference_steps or config["original_inference_steps"]
+    known = np.arange(1, int(original * strength) + 1) * (total // original) - 1
+    if timesteps is None:
+        if not 1 <= num_steps <= len(known):
+            raise ValueError(
+                f"num_steps is {num_steps}; the model was distilled on {original} steps, "
+                f"of which strength {strength} leaves {len(known)}."
+            )
+        index = np.floor(np.linspace(0, len(known), num_steps, endpoint=False))
+        timesteps = known[::-1][index.astype(int)]
+    return schedule(jnp.asarray(np.append(timesteps, config["last_step"]).astype(np.int32)))
+
+
+def consistency_levels(config, schedule: Schedule, num_steps: Any = None, *, timesteps=None):
+    """Levels of consistency models: some of Karras' sigmas, down to the smallest."""
+    total = config["num_train_timesteps"]
+    if timesteps is None:
+        timesteps = np.arange(num_steps)[::-1] * (total // num_steps)
+    ramp = np.asarray(timesteps)[::-1] / (total - 1)
+    root = 1.0 / config["rho"]
+    low, high = config["sigma_min"] ** root, config["sigma_max"] ** root
+    sigmas = np.append((high + ramp * (low - high)) ** config["rho"], config["sigma_min"])
+    leaves = config["clock"](sigmas), np.ones_like(sigmas), sigmas
+    return NoiseLevel(*(jnp.asarray(leaf, jnp.float32) for leaf in leaves))
+
+
+def even_levels(config, schedule: Table, num_steps: Any = None) -> NoiseLevel:
+    """UnCLIP's levels: both ends of the table and steps evenly between them, then the clean end."""
+    if num_steps < 2:
+        raise ValueError(f"num_steps is {num_steps}; UnCLIPScheduler needs at least 2.")
+    total = config["num_train_timesteps"]
+    times = np.round(np.arange(num_steps) * ((total - 1) / (num_steps - 1)))[::-1]
+    return schedule(jnp.asarray(from_times(list(times.astype(int)), total)))
+
+
+def sine_levels(config, schedule: Schedule, num_steps: Any = None) -> NoiseLevel:
+    """IPNDM's levels: sigma = sin^2(pi u / 2) for evenly spaced u."""
+    return schedule(jnp.asarray(np.linspace(1.0, 0.0, num_steps + 1), jnp.float32))

@@ -2,7 +2,7 @@
 
 from diffjax.solvers.adams import lms, plms
 from diffjax.solvers.ancestral import ancestral, ancestral_update
-from diffjax.solvers.consistency import renoise
+from diffjax.solvers.consistency import renoise, tcd
 from diffjax.solvers.ddim import ddim, ddim_inversion, ddim_update
 from diffjax.solvers.dpm import (
     block_orders,
@@ -46,5 +46,6 @@ __all__ = [
     "lower_final_orders",
     "plms",
     "renoise",
+    "tcd",
     "unipc",
 ]

@@ -23,6 +23,7 @@ from diffjax.core.levels import NoiseLevel
 from diffjax.core.parameterizations import Denoiser, estimate_eps
 from diffjax.core.sampling import Solver
 from diffjax.core.schedules import Schedule
+from diffjax.solvers.ddim import ddim_update
 from diffjax.solvers.exponential import (
     History,
     Transfer,
@@ -37,10 +38,10 @@ SLOPES = ("eps", "v")
 
 
 def slope_transfer(current: NoiseLevel, next_: NoiseLevel, slope: str) -> Transfer:
-    """The coefficients of the table; for "eps" they are infinite where alpha_t = 0."""
+    """The coefficients of the table; for "eps" they are of no use where alpha_t = 0."""
     zero = jnp.zeros_like(current.alpha)
     if slope == "eps":
-        keep = next_.alpha / current.alpha
+        keep = next_.alpha / jnp.where(current.alpha > 0, current.alpha, 1.0)
         return Transfer(keep, next_.sigma - keep * current.sigma, zero, zero)
     norm = current.alpha**2 + current.sigma**2
     keep = (next_.alpha * current.alpha + next_.sigma * current.sigma) / norm
@@ -85,6 +86,7 @@ def plms(
 ) -> Solver:
     """PLMS: Adams-Bashforth with the weights of equal distances, whatever the distances are.
 
+    The first step from pure noise (alpha = 0) is one of DDIM.
     It has its order where the grid is evenly spaced in sigma / alpha, and order 1 in general; on
     the grids that it was made for its errors are small all the same.
 
@@ -108,7 +110,8 @@ def plms(
         raise ValueError("start='runge_kutta' needs the schedule, for levels between the grid's.")
 
     def step(keys, x, history: History, denoise, current, next_):
-        value = _slope(x, denoise, current, slope)
+        x0 = denoise(x, current)
+        value = _slope_of(x, x0, current, slope)
         row = slope_transfer(current, next_, slope)
         # equal distances: the steps are counted
         position = -history.count.astype(x.dtype)
@@ -123,17 +126,25 @@ def plms(
             return row.gain * _runge_kutta(x, value, denoise, schedule, current, next_, slope)
 
         if start != "one_call":
-            # a call at clean data would learn nothing
-            starting = (history.count < STARTS[start]) & (next_.sigma > 0)
+            # a call at clean data would learn nothing, from pure noise the slope is not used
+            starting = (history.count < STARTS[start]) & (next_.sigma > 0) & (current.alpha > 0)
             more_calls = two_calls if start == "two_calls" else runge_kutta
             mean = lax.cond(starting, more_calls, lambda: mean)
-        return row.keep * x + mean, remember(history, value, position, jnp.array(True))
+        moved = row.keep * x + mean
+        if slope == "eps":
+            # eps alone does not tell x0 from pure noise: the denoiser does
+            from_noise = ddim_update(x, x0, None, current, next_)
+            moved = jnp.where(current.alpha > 0, moved, from_noise)
+        return moved, remember(history, value, position, jnp.array(True))
 
     return Solver(lambda x: empty_history(x, order - 1), step)
 
 
 def _slope(x: Array, denoise: Denoiser, level: NoiseLevel, slope: str) -> Array:
-    x0 = denoise(x, level)
+    return _slope_of(x, denoise(x, level), level, slope)
+
+
+def _slope_of(x: Array, x0: Array, level: NoiseLevel, slope: str) -> Array:
     eps = estimate_eps(x, x0, level)
     return eps if slope == "eps" else level.alpha * eps - level.sigma * x0
 

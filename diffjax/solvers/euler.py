@@ -90,7 +90,7 @@ def euler(churn: Churn | None = None, *, normal: Normal = normal_each) -> Solver
 
 
 def euler_ancestral(
-    eta: ArrayLike = 1.0, s_noise: ArrayLike = 1.0, *, normal: Normal = normal_each
+    eta: ArrayLike = 1.0, s_noise: float | Array = 1.0, *, normal: Normal = normal_each
 ) -> Solver:
     """Euler's method with ancestral noise: DDIM whose noise can be scaled.
 

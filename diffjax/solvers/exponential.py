@@ -248,4 +248,4 @@ def extrapolate(
         table.append(jnp.stack([*weights, *[jnp.zeros_like(h)] * (length + 1 - used)]))
     weights = jnp.stack(table)[order - 1]
     values = [*([] if ahead is None else [ahead]), value, *history.estimates]
-    return sum(weight * each for weight, each in zip(weights, values))
+    return sum((weight * each for weight, each in zip(weights, values)), jnp.zeros_like(value))

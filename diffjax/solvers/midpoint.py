@@ -11,7 +11,7 @@ DPM-Solver++, arXiv:2211.01095, Section 5.
 """
 
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from diffjax.core.keys import Normal, fold_in_each, normal_each
@@ -27,7 +27,7 @@ def dpm2(
     schedule: Schedule,
     *,
     eta: ArrayLike | None = None,
-    s_noise: ArrayLike = 1.0,
+    s_noise: float | Array = 1.0,
     normal: Normal = normal_each,
 ) -> Solver:
     """DPM-Solver-2 (KDPM2): of second order, two calls in each step but the one to clean data.
@@ -69,7 +69,7 @@ def dpm_sde(
     schedule: Schedule,
     *,
     eta: ArrayLike = 1.0,
-    s_noise: ArrayLike = 1.0,
+    s_noise: float | Array = 1.0,
     normal: Normal = normal_each,
 ) -> Solver:
     """DPM-Solver++ for the SDE with the estimate in the middle of the step: two calls in each.

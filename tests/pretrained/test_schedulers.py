@@ -51,7 +51,7 @@ def test_defaults_of_the_saving_class_do_not_follow_into_another_class():
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_every_scheduler_samples_under_jit(name):
     scheduler = read_scheduler({"_class_name": name, "clip_sample": False})
-    levels = scheduler.levels(num_steps=3)
+    levels = scheduler.levels(num_steps=4)
     x = jnp.ones((2, 3)) * scheduler.initial_scale(levels)
 
     def run(key, x):
@@ -61,3 +61,9 @@ def test_every_scheduler_samples_under_jit(name):
     result = jax.jit(run)(jax.random.key(0), x)
     assert result.shape == x.shape
     assert np.isfinite(result).all()
+
+
+def test_levels_without_a_number_of_steps_are_refused():
+    scheduler = read_scheduler({"_class_name": "EulerDiscreteScheduler"})
+    with pytest.raises(ValueError, match="num_steps, or a list"):
+        scheduler.levels()

@@ -1,0 +1,336 @@
+"""What diffusers' settings mean: the prediction, the limits of x0, and the solver of each class.
+
+A function `read_...` takes (config, limit, levels, **options): the settings, the transform of
+denoisers that they ask for, the levels of the run, and the options of the scheduler's step.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.core import parameterizations
+from diffjax.core.keys import normal_each
+from diffjax.core.levels import NoiseLevel
+from diffjax.core.parameterizations import Denoiser, LearnedVariance, Parameterization
+from diffjax.core.sampling import Solver
+from diffjax.core.sigma_schedules import edm_sigmas
+from diffjax.pretrained import scheduler_grids as grids
+from diffjax.pretrained import scheduler_tables as tables
+from diffjax.pretrained.weights import UnsupportedError
+from diffjax.solvers import (
+    Churn,
+    ancestral,
+    block_orders,
+    ddim,
+    ddim_inversion,
+    dpm2,
+    dpm_multistep,
+    dpm_sde,
+    dpm_singlestep,
+    euler,
+    euler_ancestral,
+    heun,
+    lms,
+    lower_final_orders,
+    plms,
+    renoise,
+    tcd,
+    unipc,
+)
+from diffjax.transforms import clip_denoised, dynamic_threshold
+
+Config = Mapping[str, Any]
+
+
+def prediction_of(config: Config) -> Parameterization:
+    name = config["prediction_type"]
+    rows = {
+        "epsilon": parameterizations.eps,
+        "sample": parameterizations.x0,
+        "v_prediction": parameterizations.v,
+        "flow_prediction": parameterizations.velocity,
+    }
+    if name not in rows:
+        raise UnsupportedError(f"prediction_type is {name!r}; supported: {', '.join(rows)}.")
+    return rows[name]
+
+
+def limit_of(config: Config) -> Callable[[Denoiser], Denoiser]:
+    """The transform of denoisers that the config asks for; the identity if it asks for none."""
+    if config.get("thresholding"):
+        quantile, most = config["dynamic_thresholding_ratio"], config["sample_max_value"]
+        return lambda denoise: dynamic_threshold(denoise, quantile, max_value=most)
+    if config.get("clip_sample"):
+        most = config["clip_sample_range"]
+        return lambda denoise: clip_denoised(denoise, -most, most)
+    return lambda denoise: denoise
+
+
+def no_limit(config: Config) -> Callable[[Denoiser], Denoiser]:
+    return lambda denoise: denoise
+
+
+def _limited(
+    solver: Solver, limit: Callable[[Denoiser], Denoiser], *, keep_variance: bool = False
+) -> Solver:
+    """The solver, asking a denoiser whose estimates are limited; a learned variance is dropped."""
+
+    def step(keys, x, state, denoise, current, next_):
+        def estimate(x, level):
+            limited = limit(denoise)(x, level)
+            if isinstance(limited, LearnedVariance) and not keep_variance:
+                return limited.x0
+            return limited
+
+        return solver.step(keys, x, state, estimate, current, next_)
+
+    return Solver(solver.init, step)
+
+
+def read_ddpm(config, limit, levels, **options):
+    names = {
+        "fixed_small": "fixed_small",
+        "fixed_small_log": "fixed_small",
+        "fixed_large": "fixed_large",
+        "learned_range": "learned_range",
+    }
+    name = config["variance_type"]
+    if name not in names:
+        raise UnsupportedError(f"variance_type is {name!r}; supported: {', '.join(names)}.")
+    return _limited(ancestral(names[name], **options), limit, keep_variance=True)
+
+
+def read_ddim(config, limit, levels, *, eta=0.0, use_clipped_model_output=False, **options):
+    if use_clipped_model_output:
+        return _limited(ddim(eta, **options), limit)
+
+    def limit_x0(x0):
+        # limits look at the estimate alone: at one that does not depend on where it was made
+        return limit(lambda x, level: x0)(x0, levels)
+
+    return ddim(eta, limit=limit_x0, **options)
+
+
+def read_ddim_inversion(config, limit, levels):
+    if config["prediction_type"] == "sample" or config["clip_sample"]:
+        raise UnsupportedError(
+            "DDIMInverseScheduler is supported for epsilon and v_prediction without clip_sample: "
+            "clipping cannot be inverted, and x0 says nothing of the noise at the clean end."
+        )
+    return ddim_inversion("v" if config["prediction_type"] == "v_prediction" else "eps")
+
+
+def _churn(config, levels, s_churn=0.0, **options) -> Churn | None:
+    if not s_churn:
+        return None
+    return Churn(tables.floored_table(config), len(levels.t) - 1, s_churn, **options)
+
+
+def read_euler(config, limit, levels, *, normal=normal_each, **options):
+    return _limited(euler(_churn(config, levels, **options), normal=normal), limit)
+
+
+def read_euler_ancestral(config, limit, levels, **options):
+    return _limited(euler_ancestral(**options), limit)
+
+
+def read_heun(config, limit, levels):
+    return _limited(heun(), limit)
+
+
+def read_flow_euler(config, limit, levels, **options):
+    return renoise(**options) if config["stochastic_sampling"] else euler(**options)
+
+
+def read_flow_heun(config, limit, levels):
+    return heun(slope="velocity")
+
+
+def read_edm_euler(config, limit, levels, *, normal=normal_each, s_churn=0.0, **options):
+    churn = None
+    if s_churn:
+        schedule, num_steps = edm_schedule(config), len(levels.t) - 1
+        churn = Churn(schedule, num_steps, s_churn, **options)
+    return euler(churn, normal=normal)
+
+
+def edm_schedule(config):
+    rho = config["rho"]
+    return edm_sigmas(config["sigma_min"], config["sigma_max"], rho)
+
+
+def edm_prediction(config) -> Parameterization:
+    """EDM's preconditioning; "v_prediction" is the same with the sign of the network turned."""
+    row = parameterizations.edm(config["sigma_data"])
+    clock = config["clock"]
+    row = row._replace(clock=lambda level: clock(level.sigma / level.alpha))
+    if config["prediction_type"] == "epsilon":
+        return row
+    if config["prediction_type"] != "v_prediction":
+        raise UnsupportedError(
+            f"prediction_type is {config['prediction_type']!r}; supported: epsilon, v_prediction."
+        )
+    return row._replace(
+        target=lambda level: tuple(-c for c in row.target(level)),
+        estimate=lambda level: (row.estimate(level)[0], -row.estimate(level)[1]),
+    )
+
+
+def _dpm_options(config, levels):
+    """Arguments of the solver that the DPM family's settings share, and the orders of the steps."""
+    algorithm, order = config["algorithm_type"], config["solver_order"]
+    num_steps = len(levels.t) - 1
+    if algorithm not in ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++", "deis"):
+        raise UnsupportedError(f"algorithm_type is {algorithm!r}; it is not supported.")
+    options = {
+        "predict": "x0" if algorithm.endswith("++") else "eps",
+        "stochastic": algorithm.startswith("sde"),
+        "rule": "exact" if config["solver_type"] in ("heun", "logrho") else "midpoint",
+    }
+    orders = np.full(num_steps, order)
+    if config["lower_order_final"] and num_steps < 15:
+        orders = lower_final_orders(num_steps, order)
+    if config.get("euler_at_final") or config["final_sigmas_type"] == "zero":
+        orders[-1] = 1
+    return options, orders
+
+
+def read_dpm_multistep(config, limit, levels, **more):
+    options, orders = _dpm_options(config, levels)
+    solver = dpm_multistep(config["solver_order"], orders=orders, **{**options, **more})
+    return _limited(solver, limit)
+
+
+def read_dpm_singlestep(config, limit, levels, **more):
+    order, num_steps = config["solver_order"], len(levels.t) - 1
+    options, _ = _dpm_options(config, levels)
+    # diffusers lowers the order, whatever the config says, where the blocks do not fit
+    lower = config["lower_order_final"] or num_steps % order != 0
+    orders = block_orders(num_steps, order, lower_final=lower)
+    if config["final_sigmas_type"] == "zero":
+        orders[-1] = 1
+    return _limited(dpm_singlestep(order, orders=orders, **options, **more), limit)
+
+
+def read_unipc(config, limit, levels):
+    if config["solver_p"] is not None:
+        raise UnsupportedError("UniPCMultistepScheduler: another predictor (solver_p) is not read.")
+    order, num_steps = config["solver_order"], len(levels.t) - 1
+    orders = np.full(num_steps, order)
+    if config["lower_order_final"]:
+        orders = lower_final_orders(num_steps, order)
+    correct = ~np.isin(np.arange(num_steps), config["disable_corrector"])
+    solver = unipc(
+        order,
+        predict="x0" if config["predict_x0"] else "eps",
+        variant="bh1" if config["solver_type"] == "bh1" else "bh2",
+        orders=orders,
+        correct=correct,
+    )
+    return _limited(solver, limit)
+
+
+def read_lms(config, limit, levels, *, order=4):
+    return _limited(lms(order), limit)
+
+
+def read_dpm2(config, limit, levels):
+    return _limited(dpm2(tables.floored_table(config)), limit)
+
+
+def read_dpm2_ancestral(config, limit, levels, **options):
+    return _limited(dpm2(tables.floored_table(config), eta=1.0, **options), limit)
+
+
+def read_dpm_sde(config, limit, levels, **options):
+    return _limited(dpm_sde(tables.floored_table(config), **options), limit)
+
+
+def read_pndm(config, limit, levels):
+    if config["prediction_type"] not in ("epsilon", "v_prediction"):
+        raise UnsupportedError("PNDMScheduler is supported for epsilon and v_prediction.")
+    return plms(
+        slope="v" if config["prediction_type"] == "v_prediction" else "eps",
+        start="two_calls" if config["skip_prk_steps"] else "runge_kutta",
+        schedule=tables.table(config),
+    )
+
+
+def pndm_levels(config, schedule, num_steps: Any = None):
+    if not config["skip_prk_steps"] and num_steps < 4:
+        raise ValueError(
+            f"num_steps is {num_steps}; PNDM with Runge-Kutta steps needs at least 4. "
+            "Set skip_prk_steps."
+        )
+    return grids.integer_levels(config, schedule, num_steps)
+
+
+def read_ipndm(config, limit, levels):
+    return plms(start="one_call")
+
+
+def sine_schedule(u):
+    """IPNDM's levels, whose clock is the angle of alpha and sigma."""
+    sine = jnp.sin(0.5 * jnp.pi * u)
+    sigma = sine**2
+    # 1 - sin^4 = cos^2 (1 + sin^2)
+    alpha = jnp.where(u == 1.0, 0.0, jnp.cos(0.5 * jnp.pi * u) * jnp.sqrt(1.0 + sigma))
+    return NoiseLevel(jnp.arctan2(sigma, alpha) * 2.0 / jnp.pi, alpha, sigma)
+
+
+def read_lcm(config, limit, levels, **options):
+    return _limited(renoise(**options), limit)
+
+
+def read_tcd(config, limit, levels, *, eta=0.3, **options):
+    return tcd(tables.table(config), eta, **options)
+
+
+def boundary(config) -> Callable[[Denoiser], Denoiser]:
+    """LCM's boundary condition: near t = 0 the denoiser returns its input."""
+    limit, scaling = limit_of(config), config["timestep_scaling"]
+
+    def transform(denoise: Denoiser) -> Denoiser:
+        limited = limit(denoise)
+
+        def consistent(x, level):
+            norm = jnp.hypot(level.t * scaling, 0.5)
+            return (0.5 / norm) ** 2 * x + level.t * scaling / norm * limited(x, level)
+
+        return consistent
+
+    return transform
+
+
+def read_consistency(config, limit, levels, **options):
+    floor, s_noise = config["sigma_min"], config["s_noise"]
+    return _limited(renoise(floor=floor, s_noise=s_noise, **options), limit)
+
+
+def consistency_prediction(config) -> Parameterization:
+    """Consistency models: EDM's inputs, and a boundary condition at sigma_min."""
+    least, data = config["sigma_min"], config["sigma_data"]
+
+    def estimate(level):
+        excess = level.sigma - least
+        skip = data**2 / (excess**2 + data**2)
+        return skip, excess * data / jnp.hypot(level.sigma, data)
+
+    def target(level):
+        skip, out = estimate(level)
+        return (1.0 - skip * level.alpha) / out, -skip * level.sigma / out
+
+    return Parameterization(
+        "consistency",
+        target=target,
+        estimate=estimate,
+        in_scale=lambda level: 1.0 / jnp.hypot(level.sigma, data),
+        clock=lambda level: config["clock"](level.sigma),
+    )
+
+
+def ratio_scale(config, levels):
+    """The family's first noise: unit variance for "leading", that of the noise alone otherwise."""
+    return 1.0 if config["timestep_spacing"] == "leading" else levels.sigma[0]
