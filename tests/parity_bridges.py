@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from parity_cases import Comparison, last
 
-from diffjax.core.parameterizations import estimate_x0
+from diffjax.core.parameterizations import estimate_eps, estimate_x0
 from diffjax.pretrained import scheduler_tables as tables
+from diffjax.solvers.adams import slope_transfer
 from diffjax.solvers.exponential import RULES
 
 
@@ -68,6 +69,76 @@ def ipndm_first_step(run):
         return lambda x, level: jnp.where(level.alpha > 0, denoise(x, level), 0.0)
 
     return run.compare(run.follow(denoiser=silent))
+
+
+def rounding(run):
+    """Heun's scheduler holds x / alpha in float32, where a long first step multiplies rounding.
+
+    Moving the array of the second call by less than that rounding must move our own run by as much
+    as it is away from the reference.
+    """
+    ratios = np.asarray(run.levels.sigma / run.levels.alpha)
+    if run.scheduler.name != "HeunDiscreteScheduler" or ratios[0] < 1000.0:
+        return None
+    calls, result = run.follow()
+    names, arrays = ("samples", "model_inputs"), run.arrays((calls, result))
+    spacing = np.spacing(np.float32(np.abs(run.case.outputs["samples"][0]).max()))
+    moved = dict.fromkeys(names, 0.0)
+    for seed in range(4):
+        signs = np.random.default_rng(seed).uniform(-1.0, 1.0, result.shape)
+
+        def nudge(run, calls, denoise, x, current, signs=signs):
+            def moved_denoise(x, level):
+                push = signs * spacing * level.alpha if len(calls) == 1 else 0.0
+                return denoise(x + jnp.asarray(push, x.dtype), level)
+
+            return moved_denoise
+
+        nudged = run.arrays(run.follow(denoiser=nudge))
+        for name in names:
+            moved[name] = max(moved[name], np.abs(nudged[name] - arrays[name]).max())
+    # the other arrays follow from these, call by call
+    again: list = []
+    for call, u in zip(calls, run.case.outputs["samples"]):
+        run.recording(again, call.level)(call.level.alpha * last(u), call.level)
+    return [
+        *(
+            Comparison(name, np.abs(arrays[name] - run.case.outputs[name]).max() / moved[name], 2.0)
+            for name in names
+        ),
+        *(each for each in run.compare((again, result)) if each.name not in names),
+    ]
+
+
+def pndm_fixed_stride(run):
+    """PLMS with the next time step t - T // N; the second call is told the listed time."""
+    config = run.scheduler.config
+    if run.scheduler.name != "PNDMScheduler" or not config["skip_prk_steps"]:
+        return None
+    stride = (
+        config["num_train_timesteps"] // run.case.settings["set_timesteps"]["num_inference_steps"]
+    )
+    schedule = run.scheduler.schedule
+    slope = "v" if run.scheduler.parameterization.name == "v" else "eps"
+    weights = {1: [1], 2: [1.5, -0.5], 3: [23 / 12, -16 / 12, 5 / 12]}
+    weights[4] = [55 / 24, -59 / 24, 37 / 24, -9 / 24]
+    x, calls, slopes, started = run.start(), [], [], None
+    for counter, t in enumerate(run.case.outputs["timesteps"].astype(int)):
+        level = schedule(jnp.asarray(t))
+        x0 = run.recording(calls, level)(x, level)
+        eps = estimate_eps(x, x0, level)
+        value = eps if slope == "eps" else level.alpha * eps - level.sigma * x0
+        ends = t, t - stride
+        if counter == 1:
+            value, x, ends = 0.5 * (value + slopes[0]), started, (t + stride, t)
+        else:
+            slopes = [value, *slopes[:3]]
+            value = sum(w * each for w, each in zip(weights[len(slopes)], slopes))
+            started = x
+        start, end = (schedule(jnp.asarray(max(each, -1))) for each in ends)
+        row = slope_transfer(start, end, slope)
+        x = row.keep * x + row.gain * value
+    return run.compare((calls, x))
 
 
 def unclip_cancellation(run):
@@ -169,8 +240,10 @@ class Bridge(NamedTuple):
 
 BRIDGES = {
     "fixed-stride": Bridge("trajectory", fixed_stride),
+    "fixed-stride-plms": Bridge("trajectory", pndm_fixed_stride),
     "ipndm-first-step": Bridge("trajectory", ipndm_first_step),
     "middle-as-end": Bridge("noising", middle_as_end),
+    "rounding": Bridge("trajectory", rounding),
     "stale-churn": Bridge("trajectory", stale_churn),
     "third-order-weight": Bridge("trajectory", third_order_weight),
     "unclip-cancellation": Bridge("trajectory", unclip_cancellation),
