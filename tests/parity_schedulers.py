@@ -135,6 +135,7 @@ REFERENCES: dict[str, Reference] = {
     "EDMDPMSolverMultistepScheduler": _FLOW,
     "CosineDPMSolverMultistepScheduler": _FLOW,
     "DPMSolverMultistepScheduler": _FINAL,
+    "DPMSolverMultistepInverseScheduler": _FINAL,
     "DPMSolverSinglestepScheduler": _FINAL,
     "DEISMultistepScheduler": _FINAL,
     "UniPCMultistepScheduler": _FINAL,

@@ -171,6 +171,20 @@ def _steps_before_clean_end(config, known: np.ndarray, num_steps: int) -> np.nda
     )
 
 
+def inverse_final_order_levels(config, schedule: Table, num_steps: Any = None) -> NoiseLevel:
+    """The evenly spaced levels of DPM-Solver's inversion, cleanest first, to the noisiest."""
+    known = table_ratios(schedule)
+    if config.get("use_flow_sigmas") or any(config.get(name) for name in SPREADS):
+        raise UnsupportedError("Inversion is supported for evenly spaced time steps.")
+    if config["timestep_spacing"] != "linspace":
+        raise UnsupportedError("Inversion is supported for timestep_spacing 'linspace'.")
+    total = config["num_train_timesteps"]
+    first = total - int(np.sum(-np.log(known) < config["lambda_min_clipped"]))
+    times = np.linspace(0, first - 1, num_steps + 1).round().astype(int)
+    levels = vp_levels(times[:-1], known[times].astype(np.float64))
+    return levels._replace(t=jnp.asarray(times, jnp.float32))
+
+
 def _whole_times(config, schedule: Table, ratios: np.ndarray) -> np.ndarray:
     times = table_times(schedule, ratios)
     rounded = config.get("use_karras_sigmas") or config.get("use_lu_lambdas")

@@ -265,6 +265,9 @@ SCHEDULERS = {
         solvers.read_dpm_multistep,
     ),
     "DPMSolverMultistepScheduler": _final_row(_DPM, solvers.read_dpm_multistep),
+    "DPMSolverMultistepInverseScheduler": _final_row(
+        {**_DPM, "final_sigmas_type": "sigma_max"}, solvers.read_dpm_multistep
+    )._replace(levels=grids.inverse_final_order_levels),
     "DPMSolverSinglestepScheduler": _final_row(
         {**_DPM, "lower_order_final": False, "rounds_times": True}, solvers.read_dpm_singlestep
     ),
