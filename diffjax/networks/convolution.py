@@ -24,11 +24,12 @@ from jax import Array, lax
 Padding = str | int | Sequence[tuple[int, int]]
 Sides = tuple[tuple[int, int], ...]
 
-# below these the sums of a Winograd tile cost more than the products that they save
+# Winograd's tiles pay from so many channels on, and from so many positions in the batch on, because
+# the kernel is transformed as well
 _WINOGRAD_CHANNELS = 16
-# images with at least so many pixels go by two-dimensional tiles; the code for smaller ones would
-# take longer to compile than it saves
-_WINOGRAD_PIXELS = 256
+_WINOGRAD_POSITIONS = 512
+# in two dimensions they take less memory and more operations to compile: for large images only
+_WINOGRAD_PIXELS = 1024
 # elements up to which x may be copied into patches, 1 GB in float32
 _PATCHES = 2**28
 
@@ -103,9 +104,9 @@ def _formulation(
     if unit and set(window) == {3} and set(sides) == {(1, 1)}:
         if max(size) <= 2:
             return whole_image
-        if min(inputs, outputs) >= _WINOGRAD_CHANNELS:
-            large = prod(size) >= _WINOGRAD_PIXELS
-            return partial(winograd, dims=min(2 if large else 1, len(size)))
+        if min(inputs, outputs) >= _WINOGRAD_CHANNELS and prod(image[:-1]) >= _WINOGRAD_POSITIONS:
+            large = len(size) > 1 and prod(size) >= _WINOGRAD_PIXELS
+            return partial(winograd, dims=2 if large else 1)
     if prod(image) * prod(window) > _PATCHES:
         return native
     return scattered if unit and 2 * outputs < inputs else patches
