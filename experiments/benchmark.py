@@ -51,6 +51,7 @@ from diffjax.networks import Functional, count_parameters, unet
 from diffjax.solvers.ddim import ddim, ddim_update
 from diffjax.training.state import init_train_state
 from diffjax.training.step import make_train_step
+from runs import image_shape
 
 NETWORKS = ("digits", "cifar10")
 TASKS = ("train", "sample", "scan", "overhead")
@@ -180,7 +181,7 @@ def time_train(name: str, options: argparse.Namespace, baseline: Any) -> Row:
         require_same_size(parameters, baseline.count_parameters(other))
         runs["torch"] = baseline.train_step(config, other, size, options.dtype)
     times = take_turns(runs, options.repeats)
-    return describe(program, times, batch["x0"].shape, options, parameters)
+    return describe(program, times, batch["x0"].shape, options, parameters, size)
 
 
 def time_sample(name: str, options: argparse.Namespace, baseline: Any) -> Row:
@@ -206,7 +207,7 @@ def time_sample(name: str, options: argparse.Namespace, baseline: Any) -> Row:
         other = baseline.build(config.network)
         runs["torch"] = baseline.ddim_sampler(config, other, shape[0], options.dtype, levels)
     times = take_turns(runs, options.repeats)
-    row = describe(program, times, shape, options, count_parameters(params))
+    row = describe(program, times, shape, options, count_parameters(params), shape[0])
     return {**row, "num_steps": options.steps}
 
 
@@ -227,10 +228,12 @@ def time_scan(name: str, options: argparse.Namespace, baseline: Any) -> Row:
     alone = compile_program(
         jax.jit(gradient), (params, key), lambda run: [call(run) for _ in range(MICROBATCHES)]
     )
+    looped = looped._replace(flops=looped.flops * MICROBATCHES)
     times = take_turns({"ours": looped.run, "alone": alone.run}, options.repeats)
-    row = describe(looped, times, batch["x0"].shape, options, count_parameters(params))
-    return {**row, "microbatches": MICROBATCHES, "flops": looped.flops * MICROBATCHES,
-            "images_per_s": MICROBATCHES * row["images_per_s"]}  # fmt: skip
+    shape = batch["x0"].shape
+    images = MICROBATCHES * shape[0]
+    row = describe(looped, times, shape, options, count_parameters(params), images)
+    return {**row, "microbatches": MICROBATCHES}
 
 
 def time_overhead(name: str, options: argparse.Namespace, baseline: Any) -> Row:
@@ -260,8 +263,9 @@ def time_overhead(name: str, options: argparse.Namespace, baseline: Any) -> Row:
     # so short that only many repeats tell the two apart
     runs = {title: program.run for title, program in programs.items()}
     times = take_turns(runs, 20 * options.repeats)
-    row = describe(programs["ours"], times, shape, options, 0)
-    return {**row, "num_steps": options.steps, "flops": row["flops"] * options.steps}
+    program = programs["ours"]._replace(flops=programs["ours"].flops * options.steps)
+    row = describe(program, times, shape, options, 0, shape[0])
+    return {**row, "num_steps": options.steps}
 
 
 TIMINGS: dict[str, Callable[[str, argparse.Namespace, Any], Row]] = {
@@ -280,8 +284,7 @@ def problem(
     on_cpu = jax.default_backend() == "cpu"
     size = options.batch_size or (BATCH_SIZES[name] if on_cpu else ACCELERATOR_BATCH_SIZE)
     network = config.network
-    side, channels = network.sample_size, network.in_channels
-    images = np.random.default_rng(0).uniform(-1, 1, (size, side, side, channels))
+    images = np.random.default_rng(0).uniform(-1, 1, (size, *image_shape(config)))
     batch = {"x0": jnp.asarray(images, jnp.float32)}
     if network.num_classes is not None:
         batch["labels"] = jnp.arange(size) % network.num_classes
@@ -334,8 +337,9 @@ def describe(
     shape: tuple[int, ...],
     options: argparse.Namespace,
     parameters: int,
+    images: int,
 ) -> Row:
-    """The columns that all rows share."""
+    """The columns that all rows share; `images` and `flops` are those of one call."""
     median = statistics.median(times["ours"])
     row: Row = {
         "shape": list(shape),
@@ -344,10 +348,11 @@ def describe(
         "repeats": len(times["ours"]),
         "median_s": median,
         "min_s": min(times["ours"]),
-        "images_per_s": shape[0] / median,
+        "images_per_s": images / median,
         "trace_s": program.trace_s,
         "compile_s": program.compile_s,
         "flops": program.flops,
+        "flops_per_s": program.flops / median,
         "program_bytes": program.program_bytes,
     }
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

@@ -148,7 +148,7 @@ def load_config(path: Path) -> Config:
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
     """Rebuild a dataclass from `dataclasses.asdict`, JSON's lists becoming tuples again."""
-    types = {f.name: f.type for f in dataclasses.fields(cls)}
+    types: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(cls)}
     if unknown := set(values) - set(types):
         raise ValueError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}")
 

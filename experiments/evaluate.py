@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli import parse_args, run_script
-
 from diffjax import data
 from diffjax.metrics import evaluate_digits
 

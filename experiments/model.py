@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 import diffjax as dj
 from cli import choose
@@ -36,7 +37,7 @@ def make_schedule(config: DiffusionConfig) -> Schedule:
 def make_loss(config: Config, apply: Callable[..., Array]) -> losses.Loss:
     """The training loss of a configuration."""
     diffusion = config.diffusion
-    build = dj.hybrid_loss if diffusion.learn_variance else dj.diffusion_loss
+    build: Any = dj.hybrid_loss if diffusion.learn_variance else dj.diffusion_loss
     return build(
         apply,
         make_schedule(diffusion),
@@ -125,7 +126,7 @@ def make_sampler(
     *,
     on_step: Callable[[Array, Array], None] | None = None,
     keep_trajectory: bool = False,
-) -> Callable[[Any, Array, Array, Array | None], Any]:
+) -> Callable[[Any, Array, ArrayLike, ArrayLike | None], Any]:
     """Compile `generate(params, key, positions, labels) -> images` for a mesh.
 
     Image i of a seed is a function of (params, key, i, its label) alone: positions and labels may
@@ -146,8 +147,9 @@ def make_sampler(
     levels = schedule(jnp.asarray(make_times(options, schedule)))
     dj.parameterizations.check_level(parameterization, levels)
     walk = dj.trajectory if keep_trajectory else dj.sample
+    null_label = config.network.num_classes or 0
 
-    def denoiser(params, labels):
+    def denoiser(params, labels) -> Any:
         conditioning = {} if labels is None else {"labels": labels}
         if not learned:
             return dj.make_denoiser(network.apply, params, parameterization, **conditioning)
@@ -164,7 +166,7 @@ def make_sampler(
         x = dj.initial_noise(noise_keys, (positions.shape[0], *image_shape(config)), first)
         denoise = denoiser(params, labels)
         if options.guidance_scale != 1.0:
-            null = jnp.full_like(labels, config.network.num_classes)
+            null = jnp.full_like(labels, null_label)
             denoise = dj.classifier_free(
                 denoise, denoiser(params, null), guidance_scale=options.guidance_scale
             )

@@ -49,7 +49,7 @@ def save_animation(path: Path, frames: Sequence[np.ndarray], columns: int) -> No
     )
 
 
-def save_loss_curve(path: Path, steps: Sequence[int], losses: Sequence[float]) -> None:
+def save_loss_curve(path: Path, steps: Sequence[float], losses: Sequence[float]) -> None:
     """Plot the training loss, and its running mean, on logarithmic axes."""
     import matplotlib
 

@@ -108,8 +108,10 @@ def write_samples(path: Path, images: np.ndarray, labels: np.ndarray | None, row
     """Write an .npz archive, or a .png grid with a row for each class."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
-        arrays = {"images": images} | ({} if labels is None else {"labels": labels})
-        np.savez_compressed(path, **arrays)
+        if labels is None:
+            np.savez_compressed(path, images=images)
+        else:
+            np.savez_compressed(path, images=images, labels=labels)
         return
     if rows > 1 and len(images) % rows == 0:
         by_class = [images[row::rows] for row in range(rows)]

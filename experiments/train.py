@@ -173,7 +173,7 @@ def train(
                     save(state, data=batches.get_state())
                 if stopping:
                     break
-                if preview and n % run.sample_every == 0:
+                if preview and run.sample_every and n % run.sample_every == 0:
                     preview(sampling_params(state, config), workdir, f"_{n:07d}")
     batches.close()
     return state
@@ -205,8 +205,8 @@ def make_previewer(config: Config, network: Functional, mesh: Mesh):
     """
     classes = config.network.num_classes
     rows, columns = (8, 8) if classes is None else (min(classes, 10), 10)
-    count = rows * columns
-    padded = -(-count // mesh.shape["data"]) * mesh.shape["data"]
+    number = rows * columns
+    padded = -(-number // mesh.shape["data"]) * mesh.shape["data"]
     positions = np.arange(padded, dtype=np.int32)
     labels = None if classes is None else (positions // columns % classes).astype(np.int32)
     defaults = config.sampling
@@ -215,8 +215,12 @@ def make_previewer(config: Config, network: Functional, mesh: Mesh):
     def options(solver):
         return SampleOptions(solver, guidance_scale=defaults.guidance_scale, clip=defaults.clip)
 
+    def count(_):
+        if bars:
+            bars[-1].update(1)
+
     def advance(i, x):
-        jax.debug.callback(lambda _: bars and bars[-1].update(1), i)
+        jax.debug.callback(count, i)
 
     build = partial(make_sampler, config, network, mesh=mesh, on_step=advance)
     ancestral = build(options=options("ddpm"))
@@ -226,8 +230,8 @@ def make_previewer(config: Config, network: Functional, mesh: Mesh):
         key = jax.random.key(config.seed)
         with tqdm(desc="sampling", unit="step") as bar:
             bars.append(bar)
-            frames = to_uint8(trajectory(params, key, positions, labels).x)[:, :count]
-            images = to_uint8(ancestral(params, key, positions, labels))[:count]
+            frames = list(to_uint8(trajectory(params, key, positions, labels).x)[:, :number])
+            images = to_uint8(ancestral(params, key, positions, labels))[:number]
             jax.effects_barrier()
             bars.clear()
         if jax.process_index() == 0:

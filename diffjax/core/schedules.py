@@ -23,10 +23,11 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.tree_util import register_dataclass
+from jax.typing import ArrayLike
 
 from diffjax.core.levels import NoiseLevel, safe_sqrt
 
-Schedule = Callable[[Array], NoiseLevel]
+Schedule = Callable[[ArrayLike], NoiseLevel]
 
 
 def num_train_steps(schedule: Schedule) -> int | None:
@@ -42,7 +43,7 @@ class Linear:
     beta_min: Array | float = 0.1
     beta_max: Array | float = 20.0
 
-    def __call__(self, t: Array) -> NoiseLevel:
+    def __call__(self, t: ArrayLike) -> NoiseLevel:
         t = _continuous_time(t)
         return _from_log_alpha(
             t, -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
@@ -57,7 +58,7 @@ class ScaledLinear:
     beta_min: Array | float = 0.85
     beta_max: Array | float = 12.0
 
-    def __call__(self, t: Array) -> NoiseLevel:
+    def __call__(self, t: ArrayLike) -> NoiseLevel:
         t = _continuous_time(t)
         start = jnp.sqrt(self.beta_min)
         slope = jnp.sqrt(self.beta_max) - start
@@ -72,7 +73,7 @@ class Cosine:
 
     offset: Array | float = 0.008
 
-    def __call__(self, t: Array) -> NoiseLevel:
+    def __call__(self, t: ArrayLike) -> NoiseLevel:
         t = _continuous_time(t)
         quarter = 0.5 * jnp.pi / (1.0 + self.offset)
         start = quarter * self.offset
@@ -92,7 +93,7 @@ class Sigmoid:
     end: Array | float = 3.0
     temperature: Array | float = 1.0
 
-    def __call__(self, t: Array) -> NoiseLevel:
+    def __call__(self, t: ArrayLike) -> NoiseLevel:
         t = _continuous_time(t)
         low, high = self.start / self.temperature, self.end / self.temperature
         here = low + t * (high - low)
@@ -197,7 +198,7 @@ class Table:
     logsnr: np.ndarray
     num_train_steps: int
 
-    def __call__(self, t: Array) -> NoiseLevel:
+    def __call__(self, t: ArrayLike) -> NoiseLevel:
         """Levels at time steps -1 .. T - 1; float times interpolate log-SNR between steps."""
         self._check_range(t)
         t = jnp.asarray(t)
@@ -373,7 +374,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def _continuous_time(t: Array) -> Array:
+def _continuous_time(t: ArrayLike) -> Array:
     t = jnp.asarray(t)
     if jnp.issubdtype(t.dtype, jnp.integer):
         raise TypeError(

@@ -27,7 +27,7 @@ class VarianceExploding:
     sigma_min: ArrayLike = 0.01
     sigma_max: ArrayLike = 50.0
 
-    def __call__(self, t: Array) -> NoiseLevel:
+    def __call__(self, t: ArrayLike) -> NoiseLevel:
         t = jnp.asarray(t)
         low, high = jnp.asarray(self.sigma_min), jnp.asarray(self.sigma_max)
         sigma = low * (high / low) ** t
@@ -55,7 +55,7 @@ class Edm:
         root = 1.0 / jnp.asarray(self.rho)
         return jnp.asarray(self.sigma_min) ** root, jnp.asarray(self.sigma_max) ** root
 
-    def __call__(self, t: Array) -> NoiseLevel:
+    def __call__(self, t: ArrayLike) -> NoiseLevel:
         t = jnp.asarray(t)
         low, high = self._ends()
         sigma = (low + t * (high - low)) ** self.rho
@@ -77,7 +77,7 @@ class Flow:
 
     clock: float = 1.0
 
-    def __call__(self, t: Array) -> NoiseLevel:
+    def __call__(self, t: ArrayLike) -> NoiseLevel:
         t = jnp.asarray(t)
         return NoiseLevel(self.clock * t, 1.0 - t, t)
 

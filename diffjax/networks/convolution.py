@@ -8,8 +8,8 @@ with o, k and low running over all spatial axes. On GPU and TPU XLA's own convol
 best. On the CPU it is slow, above all in the gradient of the kernel (a third of the speed that the
 processor has), and its gradients are tens of times slower still inside a loop. There `conv`
 rewrites the sum as matrix multiplications over shifted copies of x, which run at full speed
-forward, backward and in loops, and whose derivatives of every order and mode are again of that
-kind: nothing here has a derivative rule of its own.
+forward, backward and in loops. Their derivatives, of every order and mode, are again of that kind;
+nothing here has a derivative rule of its own.
 """
 
 import itertools
@@ -23,6 +23,7 @@ from jax import Array, lax
 
 Padding = str | int | Sequence[tuple[int, int]]
 Sides = tuple[tuple[int, int], ...]
+Formulation = Callable[[Array, Array, tuple[int, ...], Sides], Array]
 
 # Winograd's tiles pay from so many channels on, and from so many positions in the batch on, because
 # the kernel is transformed as well
@@ -76,10 +77,11 @@ def _convolve(
 ) -> Array:
     """Compiled as one, so that networks trace each shape once, and calls outside jit are fast."""
     compute = _formulation(x.shape, kernel.shape, strides, sides, platform)
-    return compute(x, kernel, strides, sides)
-
-
-Formulation = Callable[[Array, Array, tuple[int, ...], Sides], Array]
+    if platform != "cpu":
+        return compute(x, kernel, strides, sides)
+    # half precision is emulated on CPUs: float32 throughout is faster, and rounds once
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return compute(x.astype(wide), kernel.astype(wide), strides, sides).astype(x.dtype)
 
 
 def _formulation(
@@ -114,7 +116,7 @@ def _formulation(
 
 def platform() -> str:
     """The platform on which JAX now computes by default: "cpu", "gpu" or "tpu"."""
-    device = jax.config.jax_default_device
+    device = getattr(jax.config, "jax_default_device", None)
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform
@@ -224,11 +226,8 @@ def _winograd(x: Array, kernel: Array) -> Array:
         m3 = (d1 - d3) g2
 
     With channels the products are matrix multiplications, and in several dimensions the rule is
-    nested. Source: Lavin and Gray, arXiv:1509.09308, section 4.1. Computed in float32 at least:
-    the sums would lose a bit or two of bfloat16.
+    nested. Source: Lavin and Gray, arXiv:1509.09308, section 4.1.
     """
-    dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
-    x, kernel = x.astype(wide), kernel.astype(wide)
     dims = kernel.ndim - 2
     axes = range(x.ndim - 1 - dims, x.ndim - 1)
     odd = [(0, n % 2 if axis in axes else 0) for axis, n in enumerate(x.shape)]
@@ -239,7 +238,7 @@ def _winograd(x: Array, kernel: Array) -> Array:
     parts = [matmul(tile, tap) for tile, tap in zip(tiles, taps)]
     for axis in reversed(axes):
         parts = [_tile_outputs(parts[i : i + 4], axis) for i in range(0, len(parts), 4)]
-    return parts[0][tuple(map(slice, x.shape[:-1]))].astype(dtype)
+    return parts[0][tuple(map(slice, x.shape[:-1]))]
 
 
 def _tile_inputs(x: Array, axis: int) -> list[Array]:

@@ -14,7 +14,7 @@ def test_two_processes_read_the_global_batch_together():
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    script = Path(__file__).with_name("one_of_two_processes.py")
+    script = Path(__file__).with_name("reads_as_one_of_two.py")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     running = [
         subprocess.Popen(

@@ -1,6 +1,6 @@
 """One of two processes of two devices each, which read one global batch together.
 
-Run as `python one_of_two_processes.py PORT INDEX` by test_several_processes.py; prints "ok".
+Run as `python reads_as_one_of_two.py PORT INDEX` by test_several_processes.py; prints "ok".
 """
 
 import os
