@@ -63,7 +63,23 @@ from diffjax.core.schedules import (
     zero_terminal_snr,
 )
 from diffjax.core.variational import variational_bound
-from diffjax.solvers import ancestral, ancestral_update, ddim, ddim_inversion, ddim_update
+from diffjax.solvers import (
+    ancestral,
+    ancestral_update,
+    ddim,
+    ddim_inversion,
+    ddim_update,
+    dpm2,
+    dpm_multistep,
+    dpm_sde,
+    dpm_singlestep,
+    euler,
+    euler_ancestral,
+    heun,
+    lms,
+    plms,
+    unipc,
+)
 from diffjax.transforms import classifier_free, clip_denoised, dynamic_threshold
 
 if TYPE_CHECKING:
@@ -108,10 +124,16 @@ __all__ = [
     "ddim_inversion",
     "ddim_update",
     "diffusion_loss",
+    "dpm2",
+    "dpm_multistep",
+    "dpm_sde",
+    "dpm_singlestep",
     "dynamic_threshold",
     "eps",
     "estimate_eps",
     "estimate_x0",
+    "euler",
+    "euler_ancestral",
     "exact",
     "from_alphas_cumprod",
     "from_betas",
@@ -119,6 +141,7 @@ __all__ = [
     "full",
     "functional",
     "grids",
+    "heun",
     "hybrid_loss",
     "init_train_state",
     "initial_noise",
@@ -127,6 +150,7 @@ __all__ = [
     "linear",
     "linear_betas",
     "linspace",
+    "lms",
     "logsnr",
     "losses",
     "make_denoiser",
@@ -134,6 +158,7 @@ __all__ = [
     "make_train_step",
     "pad_levels",
     "parameterizations",
+    "plms",
     "progress",
     "q_posterior",
     "q_step",
@@ -151,6 +176,7 @@ __all__ = [
     "trajectory",
     "unet",
     "uniform",
+    "unipc",
     "v",
     "variational_bound",
     "velocity",

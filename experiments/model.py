@@ -61,13 +61,22 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """The optax optimizer of a configuration, behind the clipping of gradients."""
-    options = {"b2": config.b2} if config.name.startswith("adam") else {}
-    if config.weight_decay:
-        options["weight_decay"] = config.weight_decay
+    """The optax optimizer of a configuration, behind the clipping of gradients.
+
+    Raises:
+      ValueError: optax has no such optimizer, or it has no weight decay and one is set.
+    """
     build = getattr(optax, config.name, None)
     if build is None:
         raise ValueError(f"optax has no optimizer named {config.name!r}.")
+    accepted = inspect.signature(build).parameters
+    if config.weight_decay and "weight_decay" not in accepted:
+        raise ValueError(
+            f"optimizer.weight_decay is {config.weight_decay}, but optax.{config.name} has none. "
+            f"Did you mean optimizer.name {config.name}w?"
+        )
+    wanted = {"b2": config.b2, "weight_decay": config.weight_decay}
+    options = {name: value for name, value in wanted.items() if name in accepted}
     clip = optax.identity()
     if config.clip_norm is not None:
         clip = optax.clip_by_global_norm(config.clip_norm)
@@ -95,14 +104,15 @@ class SampleOptions:
     spacing: str = "trailing"
 
 
-def make_solver(options: SampleOptions, learned_variance: bool) -> dj.Solver:
+def make_solver(options: SampleOptions, schedule: Schedule, learned_variance: bool) -> dj.Solver:
     """The solver that the options name."""
     build = choose("solver", options.solver, SOLVERS)
-    settings: dict[str, Any] = {}
+    accepted = inspect.signature(build).parameters
+    settings: dict[str, Any] = {"schedule": schedule} if "schedule" in accepted else {}
     if learned_variance and options.solver == "ddpm":
         settings["variance"] = "learned_range"
     if options.eta is not None:
-        if "eta" not in inspect.signature(build).parameters:
+        if "eta" not in accepted:
             raise ValueError(f"--eta is {options.eta}, but the solver {options.solver} has none.")
         settings["eta"] = options.eta
     return build(**settings)
@@ -143,7 +153,7 @@ def make_sampler(
     schedule = make_schedule(config.diffusion)
     parameterization = PARAMETERIZATIONS[config.diffusion.prediction]
     learned = config.diffusion.learn_variance
-    solver = make_solver(options, learned)
+    solver = make_solver(options, schedule, learned)
     levels = schedule(jnp.asarray(make_times(options, schedule)))
     dj.parameterizations.check_level(parameterization, levels)
     walk = dj.trajectory if keep_trajectory else dj.sample

@@ -31,7 +31,7 @@ class Args:
     num_samples: int = 100
     """how many images"""
     solver: str = "ddim"
-    """ddpm (ancestral), ddim, or another name of diffjax.solvers.SOLVERS"""
+    """ddpm (ancestral), ddim, euler, heun, dpm_multistep, unipc, ...: diffjax.solvers.SOLVERS"""
     num_steps: int | None = None
     """network calls; by default the whole chain for ddpm and 50 for the others"""
     eta: float | None = None

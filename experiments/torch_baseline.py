@@ -9,6 +9,8 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.upsampling import Upsample2D
 from torch.nn import functional
 
 from config import Config
@@ -48,8 +50,21 @@ def build(config: UNetConfig) -> torch.nn.Module:
         norm_eps=config.norm_eps,
         dropout=config.dropout,
         num_class_embeds=labels,
+        add_attention=config.mid_attention,
     )
+    _resize_plainly(network, config)
     return network.to(_device())
+
+
+def _resize_plainly(network: Any, config: UNetConfig) -> None:
+    """Take out the convolutions of resizing, as UNet2DModel's arguments cannot."""
+    channels = config.block_out_channels
+    if config.downsample == "plain":
+        for block, width in zip(network.down_blocks[:-1], channels):
+            block.downsamplers = torch.nn.ModuleList([Downsample2D(width, use_conv=False)])
+    if config.upsample == "plain":
+        for block, width in zip(network.up_blocks[:-1], reversed(channels)):
+            block.upsamplers = torch.nn.ModuleList([Upsample2D(width, use_conv=False)])
 
 
 def count_parameters(network: torch.nn.Module) -> int:

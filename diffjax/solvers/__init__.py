@@ -15,13 +15,19 @@ from diffjax.solvers.heun import heun, heun_update
 from diffjax.solvers.midpoint import dpm2, dpm_sde
 from diffjax.solvers.unipc import unipc
 
-# keep: the scripts in experiments/ choose from it; a new solver adds its row
 SOLVERS = {
     "ddpm": ancestral,
     "ddim": ddim,
     "euler": euler,
     "euler_ancestral": euler_ancestral,
     "heun": heun,
+    "dpm2": dpm2,
+    "dpm_multistep": dpm_multistep,
+    "dpm_singlestep": dpm_singlestep,
+    "dpm_sde": dpm_sde,
+    "unipc": unipc,
+    "lms": lms,
+    "plms": plms,
 }
 
 __all__ = [
