@@ -64,7 +64,7 @@ def test_sampled_chain_agrees_with_add_noise_within_four_standard_errors():
 
 
 def test_end_of_the_linear_chain_is_an_isotropic_gaussian_to_its_terminal_snr():
-    size = 8192
+    size = 4096
     data = np.random.default_rng(0).choice([[-1.0, 1.0, 0.5], [1.0, 1.0, 0.5]], size)
     x = np.asarray(jax.jit(run_chain, static_argnums=1)(jnp.asarray(data, jnp.float32), 1000))
     snr = np.exp(float(logsnr(TABLE(999))))

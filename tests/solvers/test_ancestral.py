@@ -68,7 +68,7 @@ def test_learned_range_interpolates_the_logarithm():
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_full_chain_samples_a_mixture_within_four_standard_errors(variance):
-    size, key = 4096, jax.random.key(0)
+    size, key = 2048, jax.random.key(0)
     x = jax.random.normal(jax.random.key(1), (size, 2))
     levels = TABLE(grids.full(1000))
     denoise, solver = exact.denoiser(MIXTURE), ancestral(variance)
