@@ -40,7 +40,8 @@ def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
 
 def save_animation(path: Path, frames: Sequence[np.ndarray], columns: int) -> None:
     """Write grids [N, H, W, C], one for each frame, as an animated GIF that rests on its end."""
-    scale = fitting_scale(*frames[0].shape[1:3])
+    # half the size of the grids: noise does not compress
+    scale = max(1, fitting_scale(*frames[0].shape[1:3]) // 2)
     mode = "L" if frames[0].shape[-1] == 1 else "RGB"
     sheets = [image_grid(frame, columns, scale=scale).convert(mode) for frame in frames]
     durations = [60] * (len(sheets) - 1) + [2000]
@@ -61,7 +62,8 @@ def save_loss_curve(path: Path, steps: Sequence[float], losses: Sequence[float])
     if len(losses) >= 10:
         width = max(len(losses) // 20, 2)
         smooth = np.convolve(losses, np.ones(width) / width, mode="valid")
-        axes.plot(steps[width - 1 :], smooth, color="tab:blue", label=f"mean of {width}")
+        middle = steps[width // 2 : width // 2 + len(smooth)]
+        axes.plot(middle, smooth, color="tab:blue", label=f"mean of {width}")
     axes.set(xlabel="training step", ylabel="loss", yscale="log", title="Training loss")
     axes.grid(alpha=0.3)
     axes.legend()
