@@ -24,6 +24,7 @@ Needs jax, flax, optax, chex and numpy alone.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -43,7 +44,7 @@ from jax import Array, lax
 from config import Config
 from configs import CONFIGS
 from diffjax.core.grids import trailing
-from diffjax.core.losses import TIME_SAMPLERS, diffusion_loss
+from diffjax.core.losses import TIME_SAMPLERS, WEIGHTS, diffusion_loss
 from diffjax.core.parameterizations import PARAMETERIZATIONS, make_denoiser
 from diffjax.core.sampling import initial_noise, sample
 from diffjax.core.schedules import SCHEDULES
@@ -283,13 +284,12 @@ def problem(
     config = CONFIGS[name]
     on_cpu = jax.default_backend() == "cpu"
     size = options.batch_size or (BATCH_SIZES[name] if on_cpu else ACCELERATOR_BATCH_SIZE)
-    network = config.network
+    network = dataclasses.replace(config.network, dtype=options.dtype)
     images = np.random.default_rng(0).uniform(-1, 1, (size, *image_shape(config)))
     batch = {"x0": jnp.asarray(images, jnp.float32)}
     if network.num_classes is not None:
         batch["labels"] = jnp.arange(size) % network.num_classes
-    apply = unet(network.__class__(**{**vars(network), "dtype": options.dtype}))
-    return config, apply, batch, jax.random.key(0)
+    return config, unet(network), batch, jax.random.key(0)
 
 
 def make_loss(config: Config, network: Functional) -> Callable[..., Any]:
@@ -297,6 +297,7 @@ def make_loss(config: Config, network: Functional) -> Callable[..., Any]:
         network.apply,
         SCHEDULES[config.diffusion.schedule](),
         PARAMETERIZATIONS[config.diffusion.prediction],
+        weight=WEIGHTS[config.diffusion.weight](),
         times=TIME_SAMPLERS[config.diffusion.times],
     )
 

@@ -51,6 +51,7 @@ def build(config: UNetConfig) -> torch.nn.Module:
         dropout=config.dropout,
         num_class_embeds=labels,
         add_attention=config.mid_attention,
+        resnet_time_scale_shift="scale_shift" if config.scale_shift else "default",
     )
     _resize_plainly(network, config)
     return network.to(_device())
