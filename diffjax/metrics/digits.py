@@ -104,7 +104,7 @@ def evaluate_digits(
 
 
 def _checked(images: np.ndarray, labels: np.ndarray) -> Digits:
-    """The images on the scale 0..16, flattened, and their labels."""
+    """The images on the scale 0..16, flattened, and their labels, in the order of the labels."""
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.shape[1:] not in ((8, 8, 1), (8, 8)):
         raise ValueError(
@@ -118,7 +118,9 @@ def _checked(images: np.ndarray, labels: np.ndarray) -> Digits:
         )
     if labels.min() < 0 or labels.max() > 9:
         raise ValueError(f"Labels are {labels.min()}..{labels.max()}; expected 0..9.")
-    return Digits(images.reshape(-1, 64) * (16 / 255), labels)
+    # by class, so that every group of the jackknife holds all of them
+    order = np.argsort(labels, kind="stable")
+    return Digits(images.reshape(-1, 64)[order] * (16 / 255), labels[order])
 
 
 def _halvings(size: int, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

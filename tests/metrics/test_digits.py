@@ -48,6 +48,14 @@ def test_one_gaussian_a_class_has_the_right_classes_but_not_the_right_spread():
         assert 0 < found[f"{name}_stderr"] < 0.1
 
 
+def test_the_order_of_the_images_changes_neither_figures_nor_errors():
+    images, labels = one_gaussian_a_class(40, seed=2)
+    taking_turns = np.arange(400).reshape(10, 40).T.ravel()
+    sorted_by_class = evaluate_digits(images, labels, num_halvings=2)
+    in_turns = evaluate_digits(images[taking_turns], labels[taking_turns], num_halvings=2)
+    assert in_turns == pytest.approx(sorted_by_class, rel=1e-9)
+
+
 def test_wrong_labels_cost_agreement_only():
     images, labels = one_gaussian_a_class(20, seed=1)
     found = evaluate_digits(images, (labels + 1) % 10, num_halvings=2)
