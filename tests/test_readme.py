@@ -1,4 +1,4 @@
-"""The documents tell the truth: their code runs, their commands parse, their links lead somewhere."""
+"""The documents tell the truth: code runs, commands parse, links lead somewhere."""
 
 import importlib
 import re
