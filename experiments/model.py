@@ -169,6 +169,7 @@ def make_sampler(
         return denoise if options.solver == "ddpm" else lambda x, level: denoise(x, level).x0
 
     def generate(params, key, positions, labels):
+        positions, labels = jax.lax.with_sharding_constraint((positions, labels), split)
         noise_keys, keys = (
             dj.sample_keys(jax.random.fold_in(key, purpose), positions) for purpose in (0, 1)
         )
@@ -185,8 +186,8 @@ def make_sampler(
         return walk(keys, x, denoise, solver, levels, on_step=on_step)
 
     whole, split = replicated(mesh), batch_sharding(mesh)
-    # whole on every process, so that each can write what it likes
-    return jax.jit(generate, in_shardings=(whole, whole, split, split), out_shardings=whole)
+    # whole on every process: each can pass what it has in memory, and write what it likes
+    return jax.jit(generate, in_shardings=whole, out_shardings=whole)
 
 
 def to_uint8(images: Array) -> np.ndarray:

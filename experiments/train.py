@@ -228,7 +228,7 @@ def make_previewer(config: Config, network: Functional, mesh: Mesh):
 
     def preview(params, folder: Path, suffix: str = "") -> None:
         key = jax.random.key(config.seed)
-        with tqdm(desc="sampling", unit="step") as bar:
+        with tqdm(desc="sampling", unit="step", disable=jax.process_index() != 0) as bar:
             bars.append(bar)
             frames = list(to_uint8(trajectory(params, key, positions, labels).x)[:, :number])
             images = to_uint8(ancestral(params, key, positions, labels))[:number]
@@ -255,7 +255,8 @@ def main() -> None:
             workdir / "loss.png", [line["step"] for line in lines], [line["loss"] for line in lines]
         )
     make_previewer(config, network, mesh)(sampling_params(state, config), workdir)
-    print(f"python {Path(sys.argv[0]).with_name('sample.py')} --workdir {workdir}")
+    if jax.process_index() == 0:
+        print(f"python {Path(sys.argv[0]).with_name('sample.py')} --workdir {workdir}")
 
 
 if __name__ == "__main__":
