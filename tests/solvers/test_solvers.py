@@ -31,6 +31,8 @@ class Row(NamedTuple):
     Attributes:
       make: builds it.
       order: of convergence to the probability-flow ODE; None for solvers that draw noise.
+      weak_order: of solvers that draw noise: of convergence of the moments to those of the exact
+        marginals; None for those that do not get there by shorter steps with a denoiser alone.
       inversion: it walks from the clean end to the noisy one.
       learned_variance: it wants a denoiser that chooses the variance as well.
       from_pure_noise: it can start where alpha = 0.
@@ -39,6 +41,7 @@ class Row(NamedTuple):
 
     make: Callable[[], Solver]
     order: int | None = None
+    weak_order: int | None = 1
     inversion: bool = False
     learned_variance: bool = False
     from_pure_noise: bool = True
@@ -58,12 +61,15 @@ SOLVERS = {
     "euler churn": Row(partial(euler, CHURN)),
     "heun": Row(heun, order=2),
     "heun of velocity": Row(partial(heun, slope="velocity"), order=2),
-    "heun churn": Row(partial(heun, CHURN)),
+    "heun churn": Row(partial(heun, CHURN), weak_order=2),
     "dpm++ multistep 2": Row(partial(dpm_multistep, 2), order=2),
     "dpm++ multistep 3": Row(partial(dpm_multistep, 3), order=3, counts=(64, 128)),
-    "dpm++ multistep 2 sde": Row(partial(dpm_multistep, 2, stochastic=True)),
+    "dpm++ multistep 2 sde": Row(partial(dpm_multistep, 2, stochastic=True), weak_order=2),
     "dpm multistep 2": Row(
-        partial(dpm_multistep, 2, predict="eps"), 2, from_pure_noise=False, counts=(64, 128, 256)
+        partial(dpm_multistep, 2, predict="eps"),
+        order=2,
+        from_pure_noise=False,
+        counts=(64, 128, 256),
     ),
     "unipc 2": Row(partial(unipc, 2), order=3, counts=(128, 256)),
     "lms 2": Row(partial(lms, 2), order=2, from_pure_noise=False, counts=(64, 128, 256)),
