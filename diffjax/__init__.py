@@ -20,7 +20,7 @@ weights are loaded when one of their names is first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from diffjax.core import exact, grids, levels, losses, parameterizations, schedules
+from diffjax.core import exact, grids, levels, losses, parameterizations, posterior, schedules
 from diffjax.core.grids import from_times, full, leading, linspace, quadratic, trailing, uniform
 from diffjax.core.keys import BatchKeys, batch_keys, sample_keys
 from diffjax.core.levels import NoiseLevel, add_noise, logsnr, q_posterior, q_step
@@ -159,6 +159,7 @@ __all__ = [
     "pad_levels",
     "parameterizations",
     "plms",
+    "posterior",
     "progress",
     "q_posterior",
     "q_step",
