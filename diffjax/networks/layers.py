@@ -18,19 +18,23 @@ from flax import nnx
 from jax import Array
 
 from diffjax.networks import operations
+from diffjax.networks.activations import activation
 from diffjax.networks.initialization import fan_average, filled, parameter, standard_normal
 
 
 class Linear(nnx.Module):
     """y = x kernel + bias, over the last axis. kernel: [in, out]."""
 
-    def __init__(self, in_features: int, out_features: int, *, zero=False, rngs: nnx.Rngs):
+    def __init__(
+        self, in_features: int, out_features: int, *, bias=True, zero=False, rngs: nnx.Rngs
+    ):
         shape = (in_features, out_features)
         self.kernel = filled(shape, 0.0) if zero else parameter(rngs, shape, fan_average(shape))
-        self.bias = filled((out_features,), 0.0)
+        self.bias = filled((out_features,), 0.0) if bias else None
 
     def __call__(self, x: Array) -> Array:
-        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class Conv(nnx.Module):
@@ -47,17 +51,19 @@ class Conv(nnx.Module):
         *,
         strides: int = 1,
         padding: operations.Padding = "SAME",
+        bias: bool = True,
         zero: bool = False,
         rngs: nnx.Rngs,
     ):
         shape = (*window, in_channels, out_channels)
         self.kernel = filled(shape, 0.0) if zero else parameter(rngs, shape, fan_average(shape))
-        self.bias = filled((out_channels,), 0.0)
+        self.bias = filled((out_channels,), 0.0) if bias else None
         self.strides = strides
         self.padding = padding
 
     def __call__(self, x: Array) -> Array:
-        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
+        kernel = self.kernel[...].astype(x.dtype)
+        bias = None if self.bias is None else self.bias[...].astype(x.dtype)
         return operations.conv(x, kernel, bias, strides=self.strides, padding=self.padding)
 
 
@@ -77,6 +83,25 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Array) -> Array:
         scale, bias = self.scale[...], self.bias[...]
         return operations.group_norm(x, scale, bias, num_groups=self.num_groups, eps=self.eps)
+
+
+class SpatialNorm(nnx.Module):
+    """A GroupNorm whose scale and bias at each position are read from another, coarser image.
+
+        y = norm(x) conv_y(z) + conv_b(z),    z resized to x by the nearest element
+
+    Source: MoVQ, arXiv:2209.09002, equation 5.
+    """
+
+    def __init__(self, channels: int, z_channels: int, *, dims: int, rngs: nnx.Rngs):
+        # 32 groups and this eps, whatever the other norms of the network have
+        self.norm_layer = GroupNorm(channels, 32, eps=1e-6)
+        self.conv_y = Conv(z_channels, channels, (1,) * dims, rngs=rngs)
+        self.conv_b = Conv(z_channels, channels, (1,) * dims, rngs=rngs)
+
+    def __call__(self, x: Array, z: Array) -> Array:
+        z = operations.upsample_nearest(z, x.shape[1:-1])
+        return self.norm_layer(x) * self.conv_y(z) + self.conv_b(z)
 
 
 class Embedding(nnx.Module):
@@ -175,7 +200,7 @@ class Upsample(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """x + conv(SiLU(norm(conv(SiLU(norm(x))) with the time))), the block of all the UNets here.
+    """x + conv(SiLU(norm(conv(SiLU(norm(x))) with the time))), of UNets and autoencoders.
 
         h = conv1(resize(SiLU(norm1(x))))
         h = norm2(h + W temb)                              scale_shift off (DDPM)
@@ -185,7 +210,10 @@ class ResidualBlock(nnx.Module):
     Source: DDPM, arXiv:2006.11239, appendix B; scale and shift, resizing: ADM, arXiv:2105.05233.
 
     Args:
+      time_features: of temb; None for a block without time.
       resize: None, "down" (average pairs) or "up" (nearest element, to the size of the call).
+      act: the name of the activation in the place of SiLU.
+      z_channels: of an image z that the norms read, which are then `SpatialNorm`s; None for none.
       zero: start conv2 at zero, so that the block starts as its shortcut.
     """
 
@@ -193,7 +221,7 @@ class ResidualBlock(nnx.Module):
         self,
         in_channels: int,
         out_channels: int,
-        time_features: int,
+        time_features: int | None,
         *,
         dims: int,
         num_groups: int,
@@ -201,38 +229,55 @@ class ResidualBlock(nnx.Module):
         dropout: float = 0.0,
         scale_shift: bool = False,
         resize: str | None = None,
+        act: str = "silu",
+        z_channels: int | None = None,
         zero: bool,
         rngs: nnx.Rngs,
     ):
+        def norm(channels: int) -> nnx.Module:
+            if z_channels is not None:
+                return SpatialNorm(channels, z_channels, dims=dims, rngs=rngs)
+            return GroupNorm(channels, num_groups, eps=eps)
+
         window = (3,) * dims
-        self.norm1 = GroupNorm(in_channels, num_groups, eps=eps)
+        self.norm1 = norm(in_channels)
         self.conv1 = Conv(in_channels, out_channels, window, rngs=rngs)
-        self.time_emb_proj = Linear(time_features, out_channels * (1 + scale_shift), rngs=rngs)
-        self.norm2 = GroupNorm(out_channels, num_groups, eps=eps)
+        if time_features is not None:
+            self.time_emb_proj = Linear(time_features, out_channels * (1 + scale_shift), rngs=rngs)
+        self.norm2 = norm(out_channels)
         self.conv2 = Conv(out_channels, out_channels, window, zero=zero, rngs=rngs)
         self.projected = in_channels != out_channels
         if self.projected:
             self.conv_shortcut = Conv(in_channels, out_channels, (1,) * dims, rngs=rngs)
+        self.act = activation(act)
         self.dropout = dropout
         self.scale_shift = scale_shift
         self.resize = resize
 
     def __call__(
-        self, x: Array, temb: Array, keys: Array | None = None, size: Sequence[int] = ()
+        self,
+        x: Array,
+        temb: Array | None,
+        keys: Array | None = None,
+        size: Sequence[int] = (),
+        z: Array | None = None,
     ) -> Array:
         """x: [B, *spatial, in]; temb: [B, time_features], already behind its SiLU."""
-        h = self._resize(jax.nn.silu(self.norm1(x)), size)
-        h = self.conv1(h)
-        time = self.time_emb_proj(temb)
-        time = time.reshape(time.shape[0], *(1,) * (x.ndim - 2), -1)
-        if self.scale_shift:
-            scale, shift = jnp.split(time, 2, axis=-1)
-            h = self.norm2(h) * (1 + scale) + shift
-        else:
-            h = self.norm2(h + time)
-        h = self.conv2(dropout(jax.nn.silu(h), keys, self.dropout))
+        z_of_norms = () if z is None else (z,)
+        h = self.act(self.norm1(x, *z_of_norms))
+        h = self.conv1(self._resize(h, size))
+        h = self.norm2(h, *z_of_norms) if temb is None else self._norm_with_time(h, temb)
+        h = self.conv2(dropout(self.act(h), keys, self.dropout))
         x = self._resize(x, size)
         return h + (self.conv_shortcut(x) if self.projected else x)
+
+    def _norm_with_time(self, h: Array, temb: Array) -> Array:
+        time = self.time_emb_proj(temb)
+        time = time.reshape(time.shape[0], *(1,) * (h.ndim - 2), -1)
+        if not self.scale_shift:
+            return self.norm2(h + time)
+        scale, shift = jnp.split(time, 2, axis=-1)
+        return self.norm2(h) * (1 + scale) + shift
 
     def _resize(self, x: Array, size: Sequence[int]) -> Array:
         if self.resize == "down":

@@ -69,14 +69,22 @@ def group_norm(x: Array, scale: Array, bias: Array, *, num_groups: int, eps: flo
     return ((wide - mean) * (scale * lax.rsqrt(variance + eps)) + bias).astype(x.dtype)
 
 
-def attention(q: Array, k: Array, v: Array, *, mask: Array | None = None) -> Array:
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    scale: float | None = None,
+) -> Array:
     """Mix the values, by how well their keys match each query.
 
-        y = softmax(q k^T / sqrt(head_dim)) v,    for each head, with the softmax in float32
+        y = softmax(scale q k^T + bias) v,    for each head, with the softmax in float32
 
-    On NVIDIA GPUs half-precision attention without a mask is cuDNN's fused one, which never stores
-    the L x S weights and can be differentiated once, in reverse mode; everywhere else the formula
-    as it stands, with derivatives of every order and mode.
+    On NVIDIA GPUs half-precision attention without mask and bias is cuDNN's fused one, which never
+    stores the L x S weights and can be differentiated once, in reverse mode; everywhere else the
+    formula as it stands, with derivatives of every order and mode.
     Source: Attention Is All You Need, arXiv:1706.03762, equation 1.
 
     Args:
@@ -84,6 +92,8 @@ def attention(q: Array, k: Array, v: Array, *, mask: Array | None = None) -> Arr
       k, v: [B, S, heads, head_dim].
       mask: boolean, broadcastable to [B, heads, L, S]; True where a query sees a key. A query that
         sees none gets the mean of all values.
+      bias: added to the logits, broadcastable to [B, heads, L, S].
+      scale: of the logits; None for 1 / sqrt(head_dim).
 
     Returns:
       [B, L, heads, head_dim], in the dtype of v.
@@ -91,13 +101,16 @@ def attention(q: Array, k: Array, v: Array, *, mask: Array | None = None) -> Arr
     >>> attention(*[jnp.ones((2, 5, 1, 4))] * 3).shape
     (2, 5, 1, 4)
     """
-    if mask is None and _fused_attention(q):
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if mask is None and bias is None and _fused_attention(q):
+        return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn")
     # heads before positions, where the batched products need no transposed copies; the division by
     # the sums comes last, on an array of head_dim instead of S columns
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))
     logits = jnp.einsum("bhld,bhsd->bhls", q, k, preferred_element_type=jnp.float32)
-    logits = logits / math.sqrt(q.shape[-1])
+    logits = logits * scale
+    if bias is not None:
+        logits = logits + bias
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
     weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
