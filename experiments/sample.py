@@ -16,7 +16,7 @@ from tqdm import tqdm
 import diffjax as dj
 from cli import parse_args, run_script
 from config import Config
-from diffjax.training import make_mesh
+from diffjax.training import initialize_distributed, make_mesh
 from model import SampleOptions, make_sampler, make_schedule, make_times, to_uint8
 from pictures import save_grid
 from runs import load_run
@@ -129,6 +129,7 @@ def main() -> None:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least 1.")
 
+    initialize_distributed()
     mesh = make_mesh()
     devices = mesh.shape["data"]
     run = load_run(args.workdir, mesh, step=args.checkpoint, ema=args.ema)
@@ -139,8 +140,11 @@ def main() -> None:
 
     steps = len(make_times(options, make_schedule(run.config.diffusion))) - 1
     batches = -(-args.num_samples // batch_size)
+    speaks = jax.process_index() == 0
     # the delay keeps an empty bar from standing in front of an error message
-    with tqdm(total=steps * batches, desc="sampling", unit="step", delay=1.0) as bar:
+    with tqdm(
+        total=steps * batches, desc="sampling", unit="step", delay=1.0, disable=not speaks
+    ) as bar:
         generate = make_sampler(run.config, run.network, options, mesh, on_step=dj.progress(bar))
         images = np.concatenate(
             list(
@@ -148,9 +152,10 @@ def main() -> None:
             )
         )
         jax.effects_barrier()
-    chosen = None if labels is None else labels[np.arange(args.num_samples) % len(labels)]
-    write_samples(output, images, chosen, 1 if labels is None else len(labels))
-    print(f"Wrote {len(images)} images from step {run.step} to {output}")
+    if speaks:
+        chosen = None if labels is None else labels[np.arange(args.num_samples) % len(labels)]
+        write_samples(output, images, chosen, 1 if labels is None else len(labels))
+        print(f"Wrote {len(images)} images from step {run.step} to {output}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,10 +27,11 @@ TINY = [
 pytestmark = pytest.mark.slow
 
 
-def start(script, *words, devices=1, **options):
+def start(script, *words, devices=1, variables=None, **options):
     flags = os.environ.get("XLA_FLAGS", "")
     environment = {
         **os.environ,
+        **(variables or {}),
         "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
     }
@@ -143,6 +145,26 @@ def test_images_of_a_seed_do_not_depend_on_batch_size_or_devices(workdir):
     spread, _ = sampled(workdir, "spread", "--num-samples", 24, "--eta", 1, devices=8)
     for other in (parts, spread):
         assert np.abs(images.astype(int) - other).max() <= 1
+
+
+def test_two_processes_train_and_sample_like_one(workdir, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    job = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+    words = ("train.py", "digits", "--workdir", tmp_path, *TINY)
+    both = [start(*words, variables={**job, "JAX_PROCESS_ID": str(rank)}) for rank in range(2)]
+    outputs = [process.communicate(timeout=600) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert ["sample.py" in out for out, _ in outputs] == [True, False]
+
+    one, two = ([json.loads(line) for line in (folder / "metrics.jsonl").open()]
+                for folder in (workdir, tmp_path))  # fmt: skip
+    assert [line["step"] for line in two] == [line["step"] for line in one]
+    np.testing.assert_allclose(*[[line["loss"] for line in run] for run in (one, two)], rtol=1e-4)
+    for name in ("samples_ddim.png", "samples_ddpm.png"):
+        pictures = [np.asarray(Image.open(folder / name), int) for folder in (workdir, tmp_path)]
+        assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
 def test_labels_guidance_and_png(workdir):
