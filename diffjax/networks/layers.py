@@ -71,9 +71,13 @@ class GroupNorm(nnx.Module):
     """Normalise groups of channels over space. scale, bias: [channels].
 
     Source: Group Normalization, arXiv:1803.08494.
+
+    Args:
+      num_groups: None for as many as have 4 channels, but 32 at most (NCSN++, EDM).
     """
 
-    def __init__(self, channels: int, num_groups: int, *, eps: float):
+    def __init__(self, channels: int, num_groups: int | None, *, eps: float):
+        num_groups = min(channels // 4, 32) if num_groups is None else num_groups
         require_divisible(channels, num_groups, "GroupNorm's channels", "num_groups")
         self.scale = filled((channels,), 1.0)
         self.bias = filled((channels,), 0.0)
@@ -132,14 +136,15 @@ class TimeEmbedding(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """x + attention over all positions, behind a GroupNorm, with learned projections.
+    """scale (x + attention over all positions), behind a GroupNorm, with learned projections.
 
     Source: DDPM, arXiv:2006.11239, appendix B; heads: ADM, arXiv:2105.05233, section 3.1.
 
     Args:
       channels: of input and output.
       head_dim: channels of each head; None for a single head.
-      num_groups: of the GroupNorm in front; 0 for none.
+      num_groups: of the GroupNorm in front, see there; 0 for none.
+      residual_scale: factor on the sum.
     """
 
     def __init__(
@@ -147,17 +152,19 @@ class SelfAttention(nnx.Module):
         channels: int,
         *,
         head_dim: int | None = None,
-        num_groups: int,
+        num_groups: int | None,
         eps: float,
+        residual_scale: float = 1.0,
         zero: bool,
         rngs: nnx.Rngs,
     ):
         head_dim = channels if head_dim is None else head_dim
         require_divisible(channels, head_dim, "the channels of an attention", "head_dim")
         self.head_dim = head_dim
-        if num_groups:
+        self.residual_scale = residual_scale
+        self.normalised = num_groups != 0
+        if self.normalised:
             self.group_norm = GroupNorm(channels, num_groups, eps=eps)
-        self.normalised = num_groups > 0
         self.to_q = Linear(channels, channels, rngs=rngs)
         self.to_k = Linear(channels, channels, rngs=rngs)
         self.to_v = Linear(channels, channels, rngs=rngs)
@@ -170,7 +177,7 @@ class SelfAttention(nnx.Module):
         heads = (*h.shape[:2], -1, self.head_dim)
         q, k, v = (project(h).reshape(heads) for project in (self.to_q, self.to_k, self.to_v))
         mixed = operations.attention(q, k, v).reshape(h.shape)
-        return x + self.to_out[0](mixed).reshape(x.shape)
+        return (x + self.to_out[0](mixed).reshape(x.shape)) * self.residual_scale
 
 
 class Downsample(nnx.Module):
@@ -200,18 +207,25 @@ class Upsample(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """x + conv(SiLU(norm(conv(SiLU(norm(x))) with the time))), of UNets and autoencoders.
+    """scale (x + conv(SiLU(norm(conv(SiLU(norm(x))) with the time)))), of UNets and autoencoders.
 
         h = conv1(resize(SiLU(norm1(x))))
         h = norm2(h + W temb)                              scale_shift off (DDPM)
         h = norm2(h) (1 + scale) + shift,  (scale, shift) = W temb    scale_shift on (ADM)
-        y = shortcut(resize(x)) + conv2(dropout(SiLU(h)))
+        y = residual_scale (shortcut(resize(x)) + conv2(dropout(SiLU(h))))
 
-    Source: DDPM, arXiv:2006.11239, appendix B; scale and shift, resizing: ADM, arXiv:2105.05233.
+    Source: DDPM, arXiv:2006.11239, appendix B; scale and shift, resizing: ADM, arXiv:2105.05233;
+    filters and scale of the sum: score SDEs, arXiv:2011.13456, appendix H.
 
     Args:
       time_features: of temb; None for a block without time.
+      num_groups: of both norms, see `GroupNorm`.
+      input_groups: of the first norm, where it has another number.
       resize: None, "down" (average pairs) or "up" (nearest element, to the size of the call).
+      fir: taps of a filter that resizes instead of averages and nearest elements, see
+        `operations.fir_downsample`.
+      projected: a 1-wide convolution in the shortcut even where the channels stay the same.
+      residual_scale: factor on the sum; 1 / sqrt(2) keeps the variance.
       act: the name of the activation in the place of SiLU.
       z_channels: of an image z that the norms read, which are then `SpatialNorm`s; None for none.
       zero: start conv2 at zero, so that the block starts as its shortcut.
@@ -224,35 +238,41 @@ class ResidualBlock(nnx.Module):
         time_features: int | None,
         *,
         dims: int,
-        num_groups: int,
+        num_groups: int | None,
+        input_groups: int | None = None,
         eps: float,
         dropout: float = 0.0,
         scale_shift: bool = False,
         resize: str | None = None,
+        fir: Sequence[float] | None = None,
+        projected: bool = False,
+        residual_scale: float = 1.0,
         act: str = "silu",
         z_channels: int | None = None,
         zero: bool,
         rngs: nnx.Rngs,
     ):
-        def norm(channels: int) -> nnx.Module:
+        def norm(channels: int, groups: int | None = num_groups) -> nnx.Module:
             if z_channels is not None:
                 return SpatialNorm(channels, z_channels, dims=dims, rngs=rngs)
-            return GroupNorm(channels, num_groups, eps=eps)
+            return GroupNorm(channels, groups, eps=eps)
 
         window = (3,) * dims
-        self.norm1 = norm(in_channels)
+        self.norm1 = norm(in_channels, input_groups or num_groups)
         self.conv1 = Conv(in_channels, out_channels, window, rngs=rngs)
         if time_features is not None:
             self.time_emb_proj = Linear(time_features, out_channels * (1 + scale_shift), rngs=rngs)
         self.norm2 = norm(out_channels)
         self.conv2 = Conv(out_channels, out_channels, window, zero=zero, rngs=rngs)
-        self.projected = in_channels != out_channels
+        self.projected = projected or in_channels != out_channels
         if self.projected:
             self.conv_shortcut = Conv(in_channels, out_channels, (1,) * dims, rngs=rngs)
         self.act = activation(act)
         self.dropout = dropout
         self.scale_shift = scale_shift
         self.resize = resize
+        self.fir = None if fir is None else tuple(fir)
+        self.residual_scale = residual_scale
 
     def __call__(
         self,
@@ -269,7 +289,7 @@ class ResidualBlock(nnx.Module):
         h = self.norm2(h, *z_of_norms) if temb is None else self._norm_with_time(h, temb)
         h = self.conv2(dropout(self.act(h), keys, self.dropout))
         x = self._resize(x, size)
-        return h + (self.conv_shortcut(x) if self.projected else x)
+        return (h + (self.conv_shortcut(x) if self.projected else x)) * self.residual_scale
 
     def _norm_with_time(self, h: Array, temb: Array) -> Array:
         time = self.time_emb_proj(temb)
@@ -281,14 +301,26 @@ class ResidualBlock(nnx.Module):
 
     def _resize(self, x: Array, size: Sequence[int]) -> Array:
         if self.resize == "down":
-            return halve(x)
-        return operations.upsample_nearest(x, size) if self.resize == "up" else x
+            return halve(x, self.fir)
+        return enlarge(x, size, self.fir) if self.resize == "up" else x
 
 
-def halve(x: Array) -> Array:
-    """Average pairs along every spatial axis; the last element of an odd axis is left out."""
+def halve(x: Array, fir: Sequence[float] | None = None) -> Array:
+    """Halve every spatial axis: average pairs, or filter with the taps `fir`.
+
+    The last element of an odd axis is left out.
+    """
+    if fir is not None:
+        return operations.fir_downsample(x, fir)
     even = tuple(slice(n // 2 * 2) for n in x.shape[1:-1])
     return operations.avg_pool(x[:, *even], 2)
+
+
+def enlarge(x: Array, size: Sequence[int], fir: Sequence[float] | None = None) -> Array:
+    """Bring the spatial axes back to `size`: by the nearest element, or by the taps `fir`."""
+    if fir is not None:
+        return operations.fir_upsample(x, fir, size)
+    return operations.upsample_nearest(x, size)
 
 
 def dropout(x: Array, keys: Array | None, rate: float) -> Array:

@@ -20,6 +20,9 @@ __all__ = [
     "avg_pool",
     "conv",
     "depth_to_space",
+    "fir",
+    "fir_downsample",
+    "fir_upsample",
     "group_norm",
     "space_to_depth",
     "upsample_nearest",
@@ -166,6 +169,100 @@ def avg_pool(x: Array, factor: int = 2) -> Array:
     """
     blocks = _blocks(x, factor, "avg_pool")
     return blocks.mean(tuple(range(2, blocks.ndim - 1, 2)))
+
+
+def fir(x: Array, taps: Sequence[float], *, padding: tuple[int, int], stride: int = 1) -> Array:
+    """Filter every spatial axis with the same taps, scaled to a sum of 1.
+
+        y[i] = sum_k taps[K - 1 - k] x[stride i + k - low],    x = 0 outside
+
+    Written as a sum of K shifted copies for each axis: grouped convolutions are slow backwards.
+
+    Args:
+      x: [B, *spatial, C].
+      taps: the K weights of the filter along one axis.
+      padding: zeros in front of and behind each axis, (low, high).
+      stride: keep every stride-th element.
+
+    >>> fir(jnp.array([[[1.0], [3.0]]]), (1, 1), padding=(0, 0)).ravel()
+    Array([2.], dtype=float32)
+    """
+    low, high = padding
+    weights = _normalised(taps)
+    for axis in range(1, x.ndim - 1):
+        count = (x.shape[axis] + low + high - len(weights)) // stride + 1
+        x = _correlate(x, weights, axis, start=-low, stride=stride, count=count)
+    return x
+
+
+def fir_downsample(x: Array, taps: Sequence[float]) -> Array:
+    """Halve every spatial axis behind a low-pass filter; (1, 1) averages pairs.
+
+    Source: Making Convolutional Networks Shift-Invariant Again, arXiv:1904.11486; with the taps
+    (1, 3, 3, 1) StyleGAN2, arXiv:1912.04958, and NCSN++, arXiv:2011.13456, appendix H.
+
+    Args:
+      x: [B, *spatial, C]; the last element of an odd axis only enters the filter of the one before.
+      taps: weights of the filter along one axis.
+
+    >>> fir_downsample(jnp.ones((1, 8, 8, 3)), (1, 3, 3, 1)).shape
+    (1, 4, 4, 3)
+    """
+    length = len(taps)
+    return fir(x, taps, padding=((length - 1) // 2, (length - 2) // 2), stride=2)
+
+
+def fir_upsample(x: Array, taps: Sequence[float], size: Sequence[int]) -> Array:
+    """Put zeros between the elements of every spatial axis, then filter with twice the taps.
+
+    For symmetric taps twice the transpose of `fir_downsample` along each axis; (1, 1) repeats each
+    element.
+
+    Args:
+      x: [B, *spatial, C].
+      taps: weights of the filter along one axis.
+      size: the new size of each axis, at most one more than twice the old.
+
+    >>> fir_upsample(jnp.ones((1, 4, 4, 3)), (1, 3, 3, 1), (8, 8)).shape
+    (1, 8, 8, 3)
+    """
+    weights = [2 * tap for tap in _normalised(taps)]
+    before = (len(weights) - 1) // 2 + 1
+    for axis, length in enumerate(size, start=1):
+        phases = []
+        for phase in (0, 1):
+            # of all taps only every other one meets an element, not a zero
+            first = (before - phase) % 2
+            start = (phase + first - before) // 2
+            count = -(-length // 2)
+            phases.append(_correlate(x, weights[first::2], axis, start=start, count=count))
+        x = jnp.stack(phases, axis + 1)
+        x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+        x = lax.slice_in_dim(x, 0, length, axis=axis)
+    return x
+
+
+def _normalised(taps: Sequence[float]) -> list[float]:
+    """The taps in reverse, as a convolution has them, with a sum of 1."""
+    total = sum(taps)
+    return [tap / total for tap in reversed(taps)]
+
+
+def _correlate(
+    x: Array, weights: Sequence[float], axis: int, *, start: int, count: int, stride: int = 1
+) -> Array:
+    """y[i] = sum_k weights[k] x[start + stride i + k] along an axis for i < count, 0 outside x."""
+    end = start + stride * (count - 1) + len(weights)
+    low, high = max(-start, 0), max(end - x.shape[axis], 0)
+    widths = [(low, high) if n == axis else (0, 0) for n in range(x.ndim)]
+    padded = jnp.pad(x, widths)
+    first = start + low
+    shifted = (
+        lax.slice_in_dim(padded, first + k, first + k + stride * (count - 1) + 1, stride, axis)
+        for k in range(len(weights))
+    )
+    terms = [weight * part for weight, part in zip(weights, shifted)]
+    return sum(terms[1:], terms[0])
 
 
 def space_to_depth(x: Array, block: int = 2) -> Array:
