@@ -25,13 +25,11 @@ from diffjax.solvers.exponential import (
     History,
     Rule,
     at_an_end,
-    empty_history,
     estimate,
     extrapolate,
     half_logsnr,
-    remember,
+    multistep,
     transfer,
-    usable_order,
 )
 
 
@@ -55,8 +53,8 @@ def dpm_multistep(
 ) -> Solver:
     """DPM-Solver++ (or DPM-Solver) multistep: order 1, 2 or 3 with one call in each step.
 
-    The first steps have the order that the estimates so far allow, and a step to clean data has
-    order 1, which is exact there. Order 1 is DDIM, or with `stochastic` ancestral sampling.
+    The first steps have the order that the estimates so far allow (see `multistep`). Order 1 is
+    DDIM, or with `stochastic` ancestral sampling.
 
     Args:
       order: 1, 2 or 3. For the SDE the order is that of its deterministic part.
@@ -69,27 +67,14 @@ def dpm_multistep(
     >>> solver = dpm_multistep(2, orders=lower_final_orders(10, 2))
     """
     _check(order, predict)
-    limits = None if orders is None else jnp.asarray(orders, jnp.int32)
-    integrate = RULES[rule] if isinstance(rule, str) else rule
-
-    def init(x: Array) -> History:
-        return empty_history(x, order - 1)
-
-    def step(keys, x, history, denoise, current, next_):
-        value = estimate(predict, x, denoise(x, current), current)
-        lambda_ = half_logsnr(current)
-        finite = ~at_an_end(current)
-        used = usable_order(history, lambda_, finite & ~at_an_end(next_))
-        if limits is not None:
-            used = jnp.minimum(used, limits[history.count])
-        row = transfer(current, next_, predict, stochastic)
-        h = half_logsnr(next_) - lambda_
-        x = row.keep * x + extrapolate(value, history, lambda_, h, row, integrate, used)
-        if stochastic:
-            x = x + row.spread * normal(keys, x.shape[1:], x.dtype)
-        return x, remember(history, value, lambda_, finite)
-
-    return Solver(init, step)
+    return multistep(
+        order,
+        predict=predict,
+        tau=float(stochastic),
+        rule=RULES[rule] if isinstance(rule, str) else rule,
+        orders=orders,
+        normal=normal,
+    )
 
 
 def _check(order: int, predict: str) -> None:
@@ -175,7 +160,7 @@ def dpm_singlestep(
         # lambda is infinite at the ends of a run: the first and the last step stand alone
         used = jnp.where((block.count > 0) & ~at_an_end(block.start) & ~at_an_end(next_), used, 1)
         block = _continue_block(block, x, value, current, used == 1)
-        row = transfer(block.start, next_, predict, stochastic)
+        row = transfer(block.start, next_, predict, float(stochastic))
         lambda_ = half_logsnr(block.start)
         h = half_logsnr(next_) - lambda_
         history = History(block.count, block.later, block.lambdas, jnp.ones(2, bool))

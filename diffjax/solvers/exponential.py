@@ -1,22 +1,21 @@
 """Exponential multistep integration: the mathematics that DPM-Solver, DEIS and UniPC share.
 
 With lambda = log(alpha / sigma) the probability-flow ODE and the reverse SDE are solved exactly,
-between the levels t and s with h = lambda_s - lambda_t, by
+between the levels t and s with h = lambda_s - lambda_t and c = 1 + tau^2, by
 
-    ODE, x0    x_s = (sigma_s / sigma_t) x_t + alpha_s  int_0^h e^-(h-u)    x0(lambda_t + u) du
-    ODE, eps   x_s = (alpha_s / alpha_t) x_t - sigma_s  int_0^h e^(h-u)     eps(lambda_t + u) du
-    SDE, x0    x_s = (sigma_s / sigma_t) e^-h x_t + alpha_s  int_0^h 2 e^-2(h-u) x0 du
-                     + sigma_s sqrt(1 - e^-2h) z
-    SDE, eps   x_s = (alpha_s / alpha_t) x_t - sigma_s  int_0^h 2 e^(h-u)   eps du
-                     + sigma_s sqrt(e^2h - 1) z
+    x0    x_s = (sigma_s / sigma_t) e^(-tau^2 h) x_t + alpha_s  int_0^h c e^(-c (h-u)) x0(u) du
+                + sigma_s sqrt(1 - e^(-2 tau^2 h)) z
+    eps   x_s = (alpha_s / alpha_t) x_t - sigma_s  int_0^h c e^(h-u) eps(u) du
+                + tau sigma_s sqrt(e^2h - 1) z
 
-(the last line is that of a first-order step). A solver replaces the estimate under the integral by
-a polynomial through estimates at known levels; what is left are moments of the exponential,
+where tau = 0 is the ODE, tau = 1 the SDE, and every other tau has the same marginals too. A solver
+replaces the estimate under the integral by a polynomial through estimates at known levels; what is
+left are moments of the exponential,
 
-    M_k(H) = int_0^1 e^(-H (1 - r)) r^k dr,    H = h, -h, 2h, -h    in the four rows.
+    M_k(H) = int_0^1 e^(-H (1 - r)) r^k dr,    H = c h for x0, -h for eps.
 
 Sources: DPM-Solver, arXiv:2206.00927, Eq. 3.4; DPM-Solver++, arXiv:2211.01095, Eq. 8;
-SEEDS, arXiv:2305.14267.
+SA-Solver, arXiv:2309.05019, Proposition 4.2.
 """
 
 import math
@@ -24,10 +23,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
+from diffjax.core.keys import Normal, normal_each
 from diffjax.core.levels import NoiseLevel, safe_sqrt
 from diffjax.core.parameterizations import estimate_eps
+from diffjax.core.sampling import Solver
 
 # (h, [M_0 / M_0, M_1 / M_0, ...]) -> the same list, as a solver approximates it
 Rule = Callable[[Array, list[Array]], list[Array]]
@@ -52,7 +55,7 @@ def at_an_end(level: NoiseLevel) -> Array:
 
 
 class Transfer(NamedTuple):
-    """One row of the table above, for one pair of levels: x_s = keep x + gain mean + spread z.
+    """One of the lines above, for one pair of levels: x_s = keep x + gain mean + spread z.
 
     Attributes:
       keep: factor of x.
@@ -67,32 +70,33 @@ class Transfer(NamedTuple):
     exponent: Array
 
 
-def transfer(current: NoiseLevel, next_: NoiseLevel, predict: str, stochastic: bool) -> Transfer:
+def transfer(
+    current: NoiseLevel, next_: NoiseLevel, predict: str, tau: ArrayLike = 0.0
+) -> Transfer:
     """The coefficients of a step; finite at sigma_s = 0, and for x0 also at alpha_t = 0.
 
     Args:
       current, next_: levels with scalar leaves; current.sigma > 0.
       predict: "x0" or "eps", what is integrated.
-      stochastic: the reverse SDE instead of the ODE.
+      tau: share of the noise, 0 for the ODE, 1 for the SDE; may be traced.
     """
     h = half_logsnr(next_) - half_logsnr(current)
     # used in moments, which no step to or from infinite lambda needs
     h = jnp.where(at_an_end(current) | at_an_end(next_), 1.0, h)
+    rate = tau**2
     if predict == "x0":
         keep = next_.sigma / current.sigma
         # e^-h, exact at both ends
         decay = current.alpha * keep / next_.alpha
-        if not stochastic:
-            return Transfer(keep, next_.alpha * (1.0 - decay), jnp.zeros_like(h), h)
-        remaining = (1.0 - decay) * (1.0 + decay)
-        spread = next_.sigma * safe_sqrt(remaining)
-        return Transfer(keep * decay, next_.alpha * remaining, spread, 2.0 * h)
+        # double where: the gradient of the untaken branch is infinite at e^-h = 0
+        inside = decay > 0
+        lost = jnp.where(inside, jnp.where(inside, decay, 1.0) ** rate, jnp.equal(rate, 0.0))
+        spread = next_.sigma * safe_sqrt((1.0 - lost) * (1.0 + lost))
+        return Transfer(keep * lost, next_.alpha * (1.0 - decay * lost), spread, (1.0 + rate) * h)
     keep = next_.alpha / current.alpha
-    gain = next_.sigma - keep * current.sigma
-    if not stochastic:
-        return Transfer(keep, gain, jnp.zeros_like(h), -h)
-    spread = safe_sqrt((keep * current.sigma) ** 2 - next_.sigma**2)
-    return Transfer(keep, 2.0 * gain, spread, -h)
+    before = keep * current.sigma
+    spread = tau * safe_sqrt((before - next_.sigma) * (before + next_.sigma))
+    return Transfer(keep, (1.0 + rate) * (next_.sigma - before), spread, -h)
 
 
 def estimate(predict: str, x: Array, x0: Array, level: NoiseLevel) -> Array:
@@ -232,7 +236,8 @@ def extrapolate(
       position, h: where the step starts, and its length, in the history's coordinate.
       step, rule: see `node_weights`.
       order: number of nodes used from `value` back, 1 .. 1 + len(history), traced.
-      ahead: [B, ...] an estimate at the end of the step, for correctors; one node more.
+      ahead: [B, ...] an estimate at the end of the step, for correctors; one node more, with which
+        `order` may be 0.
     """
     length = len(history.positions)
     # placeholders keep finite what is not used: weights of estimates that are not there, and all
@@ -241,11 +246,58 @@ def extrapolate(
     distance = (history.positions - position) / jnp.where(h == 0, 1.0, h)
     positions = jnp.where((ranks < order - 1) & (h != 0), distance, -1.0 - ranks)
     extra = [] if ahead is None else [jnp.ones_like(h)]
+    nodes = [*extra, jnp.zeros_like(h), *positions]
     table = []
-    for used in range(1, length + 2):
-        nodes = [*extra, jnp.zeros_like(h), *positions[: used - 1]]
-        weights = node_weights(nodes, step, rule)
-        table.append(jnp.stack([*weights, *[jnp.zeros_like(h)] * (length + 1 - used)]))
-    weights = jnp.stack(table)[order - 1]
+    for count in range(1, len(nodes) + 1):
+        weights = node_weights(nodes[:count], step, rule)
+        table.append(jnp.stack([*weights, *[jnp.zeros_like(h)] * (len(nodes) - count)]))
+    weights = jnp.stack(table)[order + len(extra) - 1]
     values = [*([] if ahead is None else [ahead]), value, *history.estimates]
     return sum((weight * each for weight, each in zip(weights, values)), jnp.zeros_like(value))
+
+
+def multistep(
+    order: int,
+    *,
+    predict: str = "x0",
+    tau: float = 0.0,
+    rule: Rule = exact,
+    orders: np.ndarray | Array | None = None,
+    normal: Normal = normal_each,
+) -> Solver:
+    """Extrapolate the estimates of the last `order` steps over the next: one call in each step.
+
+    The common engine of DPM-Solver's multistep forms, DEIS and exponential Adams-Bashforth. The
+    first steps have the order that the estimates so far allow, and a step to clean data has order
+    1, which is exact there.
+
+    Args:
+      order: number of estimates, 1 or more.
+      predict: "x0" or "eps", what is integrated.
+      tau: 0 for the ODE, 1 for the SDE, with fresh noise in each step.
+      rule: how the polynomial is integrated.
+      orders: [num_steps] upper limits of the order of each step.
+      normal: how noise is drawn; another function than the default may replay recorded draws.
+    """
+    if predict not in PREDICTIONS:
+        raise ValueError(f"predict is {predict!r}; it must be 'x0' or 'eps'.")
+    limits = None if orders is None else jnp.asarray(orders, jnp.int32)
+
+    def init(x: Array) -> History:
+        return empty_history(x, order - 1)
+
+    def step(keys, x, history, denoise, current, next_):
+        value = estimate(predict, x, denoise(x, current), current)
+        lambda_ = half_logsnr(current)
+        finite = ~at_an_end(current)
+        used = usable_order(history, lambda_, finite & ~at_an_end(next_))
+        if limits is not None:
+            used = jnp.minimum(used, limits[history.count])
+        row = transfer(current, next_, predict, tau)
+        h = half_logsnr(next_) - lambda_
+        x = row.keep * x + extrapolate(value, history, lambda_, h, row, rule, used)
+        if tau:
+            x = x + row.spread * normal(keys, x.shape[1:], x.dtype)
+        return x, remember(history, value, lambda_, finite)
+
+    return Solver(init, step)
