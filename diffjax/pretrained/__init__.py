@@ -1,8 +1,9 @@
 """Saved models of other libraries as configurations and params, without torch."""
 
+from diffjax.pretrained.folders import read_config, read_tensors
 from diffjax.pretrained.schedulers import Scheduler, read_scheduler
 from diffjax.pretrained.unet2d import load_unet2d, unet2d_config
-from diffjax.pretrained.weights import UnsupportedError, read_config, read_tensors, to_params
+from diffjax.pretrained.weights import UnsupportedError, to_params
 
 __all__ = [
     "Scheduler",

@@ -9,7 +9,8 @@ import jax
 from diffjax.networks.functional import Params
 from diffjax.networks.unet import unet
 from diffjax.networks.unet_config import UNetConfig
-from diffjax.pretrained.weights import UnsupportedError, read_config, read_tensors, to_params
+from diffjax.pretrained.folders import read_config, read_tensors
+from diffjax.pretrained.weights import UnsupportedError, to_params
 
 # what a key means that is absent from config.json
 DEFAULTS: dict[str, Any] = {

@@ -1,13 +1,12 @@
-import json
-
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from diffjax.pretrained import read_config, read_tensors, to_params
-from diffjax.pretrained.weights import channels_last
+from diffjax.pretrained import read_tensors, to_params
+from diffjax.pretrained.weights import channels_last, from_params, renamer
 
 
 def test_channels_move_to_the_end_and_kernels_keep_their_axes():
@@ -64,38 +63,64 @@ def test_stored_dtypes_are_read_exactly(tmp_path, dtype):
     np.testing.assert_array_equal(params["a"]["bias"], np.array([1.5, -0.25, 3.0], np.float32))
 
 
-def test_parts_are_joined_and_half_precision_copies_left_out(tmp_path):
-    save_file({"a": np.ones(2)}, tmp_path / "model-00001-of-00002.safetensors")
-    save_file({"b": np.ones(3)}, tmp_path / "model-00002-of-00002.safetensors")
-    save_file({"a": np.zeros(2, np.float16)}, tmp_path / "model.fp16.safetensors")
-    tensors = read_tensors(tmp_path)
-    assert set(tensors) == {"a", "b"}
-    assert tensors["a"].dtype == np.float64
-    save_file({"a": np.ones(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="repeats tensors"):
-        read_tensors(tmp_path)
+def test_shapes_are_compared_before_any_tensor_is_read():
+    class Unreadable:
+        def __init__(self, shape):
+            self.shape = shape
+
+        def __array__(self, dtype=None, copy=None):
+            raise AssertionError("read")
+
+    shapes = {"a": {"kernel": jnp.zeros((3, 3, 2, 4))}, "b": {"kernel": jnp.zeros((2, 4))}}
+    with pytest.raises(ValueError, match=r"wrong shape \(1\): a\.weight \(4, 2, 3, 2\)"):
+        to_params({"a.weight": Unreadable((4, 2, 3, 2)), "b.weight": Unreadable((4, 2, 1))}, shapes)
 
 
-@pytest.mark.parametrize("name", ["model.bin", "model.pt", "model.ckpt", "model.pkl"])
-def test_pickles_are_refused_by_name(tmp_path, name):
-    (tmp_path / name).write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=f"{name}.*run any program"):
-        read_tensors(tmp_path)
+def test_tensors_without_use_are_left_out_and_tied_ones_must_be_equal():
+    rename = lambda name: {"twin.bias": "a.bias", "rest": None}.get(name, name)
+    shapes = {"a": {"bias": jnp.zeros(2)}}
+    stored = {"a.bias": np.ones(2), "twin.bias": np.ones(2), "rest": np.ones(9)}
+    np.testing.assert_array_equal(to_params(stored, shapes, rename=rename)["a"]["bias"], 1.0)
+    with pytest.raises(ValueError, match=r"a\.bias and twin\.bias should be equal"):
+        to_params(stored | {"twin.bias": np.zeros(2)}, shapes, rename=rename)
 
 
-def test_missing_and_damaged_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not a folder"):
-        read_tensors(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="holds no"):
-        read_tensors(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"\x10\x00\x00")
-    with pytest.raises(ValueError, match=r"model\.safetensors is not a readable"):
-        read_tensors(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
-        read_config(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
-        read_config(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps([1]))
-    with pytest.raises(ValueError, match="must hold a JSON object"):
-        read_config(tmp_path)
+def test_params_go_where_the_shardings_say():
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = {"a": {"kernel": jnp.zeros((2, 3), jnp.bfloat16)}}
+    weight = np.arange(6.0).reshape(3, 2)
+    params = to_params({"a.weight": weight}, shapes, shardings={"a": {"kernel": sharding}})
+    assert params["a"]["kernel"].sharding == sharding
+    assert params["a"]["kernel"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(params["a"]["kernel"], weight.T)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 3), (130, 70, 3, 2), (5, 4, 3, 2, 2)])
+def test_params_become_the_tensors_that_they_were_made_from(shape):
+    stored = {
+        "conv.weight": np.random.default_rng(0).standard_normal(shape).astype(np.float32),
+        "conv.bias": np.arange(shape[0], dtype=np.float32),
+        "table": np.ones((2, 3), np.float32),
+    }
+    kernel = jnp.zeros((*shape[2:], shape[1], shape[0]))
+    shapes = {"conv": {"kernel": kernel, "bias": jnp.zeros(shape[0])}, "table": jnp.zeros((2, 3))}
+    found, read = from_params(to_params(stored, shapes))
+    assert found.keys() == stored.keys()
+    for name, array in stored.items():
+        assert (found[name].shape, found[name].dtype) == (array.shape, array.dtype)
+        np.testing.assert_array_equal(read(name), array)
+    np.testing.assert_array_equal(
+        channels_last(stored["conv.weight"], len(shape)),
+        np.moveaxis(stored["conv.weight"], (0, 1), (-1, -2)),
+    )
+
+
+def test_names_are_replaced_in_whole_parts_and_back():
+    table = {"ff.net.0.proj": "ff.linear_1", "ff": "other", "q": "to_q"}
+    rename = renamer(table)
+    name = "blocks.0.ff.net.0.proj.weight"
+    assert rename(name) == "blocks.0.ff.linear_1.weight"
+    assert rename("ff.q.bias") == "other.to_q.bias"
+    assert rename("aff.qq") == "aff.qq"
+    back = renamer({here: stored for stored, here in table.items()})
+    assert back(rename(name)) == name
