@@ -2,19 +2,23 @@
 
 import jax
 import numpy as np
-from parity_cases import Case, Comparison, Unsupported, compare
+from parity_cases import Case, Comparison, Unsupported, compare, first, last
 
 from diffjax.networks import unet
-from diffjax.pretrained import UnsupportedError, load_unet2d
+from diffjax.pretrained import UnsupportedError, load_model, load_unet2d
 
 
 def check_model(case: Case) -> list[Comparison]:
     """Build the network that the case names, with its weights, and compare the outputs."""
-    for name in case.settings["classes"]:
+    # "transformers.CLIPTextModel", "VQModel (MoVQ, norm_type spatial)"
+    classes = [
+        name.removeprefix("transformers.").split(" ")[0] for name in case.settings["classes"]
+    ]
+    for name in classes:
         if name not in NETWORKS:
             raise Unsupported(f"there is no network for class {name}")
     try:
-        outputs = NETWORKS[case.settings["classes"][0]](case)
+        outputs = NETWORKS[classes[0]](case)
     except UnsupportedError as error:
         raise Unsupported(str(error)) from error
     absent = set(case.settings.get("outputs", ())) - case.outputs.keys()
@@ -31,11 +35,36 @@ def _unet2d(case: Case) -> dict[str, np.ndarray]:
     config, params = load_unet2d(case.checkpoint)
     labels = case.inputs.get("class_labels")
     conditioning = {} if labels is None else {"labels": labels}
-    x = np.moveaxis(case.inputs["sample"], 1, -1)
+    x = last(case.inputs["sample"])
     t = np.broadcast_to(case.inputs["timestep"], x.shape[:1])
     y = jax.jit(unet(config).apply)(params, x, t, **conditioning)
-    return {"sample": np.moveaxis(np.asarray(y), -1, 1)}
+    return {"sample": first(y)}
+
+
+def _clip_text(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    found = jax.jit(model.network.apply)(model.params, case.inputs["input_ids"])
+    states = {f"hidden_state_{i}": state for i, state in enumerate(found.hidden)}
+    pooled = {"pooler_output": found.pooled, "text_embeds": found.pooled}
+    return {"last_hidden_state": found.last, **states, **pooled}
+
+
+def _clip_vision(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    found = jax.jit(model.network.apply)(model.params, last(case.inputs["pixel_values"]))
+    return {
+        "last_hidden_state": found.last,
+        "hidden_state_penultimate": found.hidden[-2],
+        "pooler_output": found.pooled,
+        "image_embeds": found.pooled,
+    }
 
 
 # class in case.json -> function from the case to its computed outputs
-NETWORKS = {"UNet2DModel": _unet2d}
+NETWORKS = {
+    "CLIPTextModel": _clip_text,
+    "CLIPTextModelWithProjection": _clip_text,
+    "CLIPVisionModel": _clip_vision,
+    "CLIPVisionModelWithProjection": _clip_vision,
+    "UNet2DModel": _unet2d,
+}

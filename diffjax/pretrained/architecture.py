@@ -1,0 +1,97 @@
+"""What a folder of one class of network means: its keys, its names, and the network they are of.
+
+An `Architecture` is a table read in both directions. Its keys say which entry of config.json is
+which field of the network's configuration, its names which part of a stored tensor's name is which
+module.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from diffjax.pretrained.weights import UnsupportedError
+
+
+class Key(NamedTuple):
+    """One key of config.json.
+
+    Attributes:
+      default: what its absence means.
+      field: of the network's configuration that has its value; None for a key that only must have
+        a certain value.
+      only: the values that the network can follow; None for all.
+    """
+
+    default: Any
+    field: str | None = None
+    only: tuple | None = None
+
+
+class Architecture(NamedTuple):
+    """A class of saved networks.
+
+    Attributes:
+      class_name: as config.json names it.
+      make: `make(**fields, dtype, param_dtype) -> config`, a frozen dataclass.
+      build: `build(config) -> network`, which has `init`.
+      keys: of config.json; keys that are not listed are ignored.
+      names: parts of stored names -> those of the network's torch names; see `renamer`.
+      present: brings the names of older and newer files to those of `names`; None for a tensor
+        that the network does not need.
+      stem: of the weight files.
+    """
+
+    class_name: str
+    make: Callable[..., Any]
+    build: Callable[[Any], Any]
+    keys: Mapping[str, Key]
+    names: Mapping[str, str] = {}
+    present: Callable[[str], str | None] = lambda name: name
+    stem: str = "diffusion_pytorch_model"
+
+
+def read_settings(architecture: Architecture, settings: Mapping[str, Any], **options: Any) -> Any:
+    """The network's configuration from the content of config.json.
+
+    Args:
+      options: further fields, dtype and param_dtype.
+
+    Raises:
+      UnsupportedError: names the key and the value that the network cannot follow.
+      ValueError: the values do not fit each other.
+    """
+    values: dict[str, Any] = {}
+    for name, key in architecture.keys.items():
+        value = settings.get(name, key.default)
+        if key.only is not None and value not in key.only:
+            raise UnsupportedError(
+                f"config.json: {name} is {value!r}; supported: {', '.join(map(repr, key.only))}"
+            )
+        if key.field is not None:
+            values[key.field] = tuple(value) if isinstance(value, list) else value
+    try:
+        return architecture.make(**values, **options)
+    except TypeError as error:
+        # a value of another type than the class has there
+        raise ValueError(f"config.json does not fit {architecture.class_name}: {error}") from error
+
+
+def write_settings(architecture: Architecture, config: Any) -> dict[str, Any]:
+    """The content of config.json for a configuration, the inverse of `read_settings`."""
+    settings: dict[str, Any] = (
+        {"_class_name": architecture.class_name}
+        if architecture.stem.startswith("diffusion")
+        else {"architectures": [architecture.class_name]}
+    )
+    for name, key in architecture.keys.items():
+        value = key.default if key.only is None or key.default in key.only else key.only[0]
+        settings[name] = value if key.field is None else getattr(config, key.field)
+    return settings
+
+
+def describes(architecture: Architecture, config: Any) -> bool:
+    """Whether config.json of this class can hold the configuration."""
+    if not isinstance(config, architecture.make if isinstance(architecture.make, type) else object):
+        return False
+    options = {name: getattr(config, name) for name in ("dtype", "param_dtype")}
+    again = read_settings(architecture, write_settings(architecture, config), **options)
+    return again == config

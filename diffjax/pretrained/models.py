@@ -1,0 +1,148 @@
+"""Folders of saved networks as (config, network, params), and back."""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from diffjax.networks.functional import Params
+from diffjax.pretrained.architecture import (
+    Architecture,
+    describes,
+    read_settings,
+    write_settings,
+)
+from diffjax.pretrained.folders import read_config, read_tensors, write_tensors
+from diffjax.pretrained.text_encoders import TEXT_ENCODERS
+from diffjax.pretrained.weights import UnsupportedError, from_params, renamer, to_params
+from diffjax.training.sharding import Rule, params_sharding
+
+ARCHITECTURES = {each.class_name: each for each in TEXT_ENCODERS}
+
+
+class Model(NamedTuple):
+    """A network with weights.
+
+    Attributes:
+      config: its shape, a frozen dataclass.
+      network: its pure functions, `init` and `apply`, or `encode` and `decode`.
+      params: nested dicts of arrays.
+    """
+
+    config: Any
+    network: Any
+    params: Params
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    variant: str | None = None,
+    class_name: str | None = None,
+    mesh: Mesh | None = None,
+    rules: Sequence[Rule] = (),
+) -> Model:
+    """Read a network that diffusers or transformers saved.
+
+        vae = load_model(folder, param_dtype="bfloat16")
+        images = vae.network.decode(vae.params, latents)
+
+    Tensors are read one at a time and go straight to their devices: the memory of the host holds
+    a few times the largest of them besides the params.
+
+    Args:
+      folder: holds config.json and one or more *.safetensors.
+      dtype: of the computation in the network.
+      param_dtype: to which the stored floating tensors are cast.
+      variant: which of several copies of the weights, such as "fp16"; see `read_tensors`.
+      class_name: in the place of the one that config.json names.
+      mesh, rules: where the params go, see `diffjax.training.sharding`; without a mesh to the
+        default device.
+
+    Raises:
+      UnsupportedError: there is no network for the class, or it cannot follow a key of config.json.
+      FileNotFoundError, ValueError: files are missing, damaged, or do not fit each other.
+    """
+    settings = read_config(folder)
+    architecture = _architecture(class_name or _class_name(settings, folder), settings)
+    config = read_settings(architecture, settings, dtype=dtype, param_dtype=param_dtype)
+    network = architecture.build(config)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    rename = renamer(architecture.names)
+
+    def here(stored: str) -> str | None:
+        name = architecture.present(stored)
+        return None if name is None else rename(name)
+
+    shardings = None if mesh is None else params_sharding(shapes, mesh, rules)
+    tensors = read_tensors(folder, variant=variant)
+    params = to_params(tensors, shapes, rename=here, shardings=shardings)
+    return Model(config, network, params)
+
+
+def save_model(
+    folder: str | Path,
+    config: Any,
+    params: Params,
+    *,
+    variant: str | None = None,
+    dtype: Any = None,
+    max_file_size: int = 10**10,
+) -> None:
+    """Write a network in the format that diffusers or transformers load.
+
+    Args:
+      folder: is made if it is not there; config.json and files of the same names are replaced.
+      config: of the network.
+      params: its params.
+      variant: such as "fp16", becomes part of the file names.
+      dtype: to be stored; by default that of each of the params.
+      max_file_size: in bytes; a larger model is split over several files, with an index.
+
+    Raises:
+      UnsupportedError: no class of diffusers or transformers can hold the configuration.
+    """
+    found = [each for each in ARCHITECTURES.values() if describes(each, config)]
+    if not found:
+        raise UnsupportedError(f"no class of diffusers or transformers can hold {config}")
+    architecture = found[0]
+    here_to_stored = renamer({here: stored for stored, here in architecture.names.items()})
+    shapes, read = from_params(params, rename=here_to_stored, dtype=dtype)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = write_settings(architecture, config)
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_tensors(
+        folder,
+        shapes,
+        read,
+        stem=architecture.stem,
+        variant=variant,
+        max_file_size=max_file_size,
+    )
+
+
+def _class_name(settings: Mapping[str, Any], folder: str | Path) -> str:
+    name = settings.get("_class_name") or next(iter(settings.get("architectures") or ()), None)
+    if not isinstance(name, str):
+        raise UnsupportedError(
+            f"config.json in {folder} names no class, in neither _class_name nor architectures; "
+            "give class_name"
+        )
+    return name
+
+
+def _architecture(name: str, settings: Mapping[str, Any]) -> Architecture:
+    if name not in ARCHITECTURES:
+        nearest = difflib.get_close_matches(name, ARCHITECTURES, 1, cutoff=0.0)[0]
+        raise UnsupportedError(
+            f"there is no network for the class {name!r}; the nearest name is {nearest!r}, and all "
+            f"are: {', '.join(sorted(ARCHITECTURES))}"
+        )
+    return ARCHITECTURES[name]
