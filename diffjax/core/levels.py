@@ -20,10 +20,12 @@ sigma_ts^2 = beta_t: the formulas are those of DDPM (arXiv:2006.11239, Eqs. 2, 4
 Source for the general form: Variational Diffusion Models, arXiv:2107.00630, Appendix A.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+from jax.typing import ArrayLike
 
 
 class NoiseLevel(NamedTuple):
@@ -38,6 +40,31 @@ class NoiseLevel(NamedTuple):
     t: Array
     alpha: Array
     sigma: Array
+
+
+# time -> level, elementwise: see `diffjax.core.schedules`
+Schedule = Callable[[ArrayLike], NoiseLevel]
+
+
+def vp_level(t: Array, ratio: Array) -> NoiseLevel:
+    """The variance-preserving level with a given sigma / alpha: alpha^2 + sigma^2 = 1.
+
+    The ratio 0 is clean data, infinity pure noise.
+
+    >>> level = vp_level(jnp.array(0.5), jnp.array(0.75))
+    >>> round(float(level.alpha), 4), round(float(level.sigma), 4)
+    (0.8, 0.6)
+    """
+    # double where: infinity times the zero gradient of the untaken branch is NaN
+    pure = jnp.isinf(ratio)
+    finite = jnp.where(pure, 1.0, ratio)
+    alpha = lax.rsqrt(1.0 + finite**2)
+    return NoiseLevel(t, jnp.where(pure, 0.0, alpha), jnp.where(pure, 1.0, finite * alpha))
+
+
+def ve_level(t: Array, ratio: Array) -> NoiseLevel:
+    """The level of unscaled data with a given sigma / alpha: alpha = 1."""
+    return NoiseLevel(t, jnp.ones_like(ratio), ratio)
 
 
 def expand(values: Array, x: Array) -> Array:

@@ -10,17 +10,19 @@ levels of any schedule that have these ratios, by interpolation of the logarithm
     levels = levels_at(schedule, karras_ratios(20, 0.03, 14.6))
 """
 
-from collections.abc import Callable
-
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
-from diffjax.core.levels import NoiseLevel
-from diffjax.core.schedules import Schedule, Table
+from diffjax.core.inverse import level_at, levels_at
 
-LevelAt = Callable[[Array], NoiseLevel]
+__all__ = [
+    "beta_ratios",
+    "exponential_ratios",
+    "karras_ratios",
+    "level_at",
+    "levels_at",
+    "shifted",
+]
 
 
 def karras_ratios(
@@ -89,64 +91,6 @@ def shifted(times: np.ndarray | Array, shift: float) -> np.ndarray | Array:
     0.75
     """
     return shift * times / (1.0 + (shift - 1.0) * times)
-
-
-def levels_at(schedule: Schedule, ratios: np.ndarray | Array) -> NoiseLevel:
-    """The levels of a schedule at which sigma / alpha has the given values: `level_at` of each."""
-    return level_at(schedule)(jnp.asarray(ratios, jnp.float32))
-
-
-def level_at(schedule: Schedule) -> LevelAt:
-    """The inverse of a schedule: a function from sigma / alpha to the level.
-
-    Solvers use it to visit levels between those of the grid. The clock of a table is interpolated
-    in the logarithm of the ratio, and stays within 0 .. T - 1 (-1 at the ratio 0); that of a
-    schedule in continuous time is found by bisection, unless the schedule has a method `at_ratio`.
-
-    >>> from diffjax.core.schedules import cosine
-    >>> level_at(cosine())(jnp.array(1.0)).sigma.round(4)
-    Array(0.7071, dtype=float32)
-    """
-    if hasattr(schedule, "at_ratio"):
-        return schedule.at_ratio
-    if isinstance(schedule, Table):
-        return lambda ratio: _level_of_table(schedule, ratio)
-    return lambda ratio: _level_by_bisection(schedule, ratio)
-
-
-def _table_ratios(table: Table) -> np.ndarray:
-    """sigma / alpha of the time steps 0 .. T - 1, float64; infinite at pure noise."""
-    with np.errstate(divide="ignore"):
-        return table.sigma[1:] / table.alpha[1:]
-
-
-def _level_of_table(table: Table, ratio: Array) -> NoiseLevel:
-    # pure noise, where the ratio is infinite, would spoil the interpolation of the last step
-    known = np.minimum(np.log(_table_ratios(table)), 80.0)
-    t = jnp.interp(jnp.log(ratio), jnp.asarray(known, jnp.float32), jnp.arange(len(known)))
-    return vp_level(jnp.where(ratio > 0, t, -1.0), ratio)
-
-
-def vp_level(t: Array, ratio: Array) -> NoiseLevel:
-    """The variance-preserving level with a given sigma / alpha: alpha^2 + sigma^2 = 1."""
-    pure = jnp.isinf(ratio)
-    finite = jnp.where(pure, 1.0, ratio)
-    alpha = lax.rsqrt(1.0 + finite**2)
-    return NoiseLevel(t, jnp.where(pure, 0.0, alpha), jnp.where(pure, 1.0, finite * alpha))
-
-
-def _level_by_bisection(schedule: Schedule, ratio: Array) -> NoiseLevel:
-    def halve(_, bounds):
-        low, high = bounds
-        middle = 0.5 * (low + high)
-        level = schedule(middle)
-        too_clean = level.sigma < ratio * level.alpha
-        return jnp.where(too_clean, middle, low), jnp.where(too_clean, high, middle)
-
-    start = jnp.zeros_like(ratio), jnp.ones_like(ratio)
-    low, high = lax.fori_loop(0, 30, halve, start)
-    # which time it is needs no derivative: levels between grid points are constants of a run
-    return schedule(jax.lax.stop_gradient(jnp.where(ratio > 0, 0.5 * (low + high), 0.0)))
 
 
 def _ramp(name: str, num_steps: int, smallest: float, largest: float) -> np.ndarray:

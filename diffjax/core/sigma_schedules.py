@@ -16,7 +16,8 @@ from jax import Array
 from jax.tree_util import register_dataclass
 from jax.typing import ArrayLike
 
-from diffjax.core.levels import NoiseLevel
+from diffjax.core.arguments import at_least_float32, continuous_time
+from diffjax.core.levels import NoiseLevel, ve_level
 
 
 @register_dataclass
@@ -28,18 +29,18 @@ class VarianceExploding:
     sigma_max: ArrayLike = 50.0
 
     def __call__(self, t: ArrayLike) -> NoiseLevel:
-        t = jnp.asarray(t)
+        t = continuous_time(t)
         low, high = jnp.asarray(self.sigma_min), jnp.asarray(self.sigma_max)
-        sigma = low * (high / low) ** t
-        return NoiseLevel(t, jnp.ones_like(sigma), sigma)
+        return ve_level(t, low * (high / low) ** t)
 
-    def at_ratio(self, ratio: Array) -> NoiseLevel:
+    def at_ratio(self, ratio: ArrayLike) -> NoiseLevel:
         """The level at which sigma / alpha is `ratio`."""
+        ratio = at_least_float32(ratio)
         low = jnp.log(jnp.asarray(self.sigma_min))
         # below sigma_min, and at 0, the network is told the time of sigma_min
         inside = jnp.clip(ratio, self.sigma_min, self.sigma_max)
         t = (jnp.log(inside) - low) / (jnp.log(jnp.asarray(self.sigma_max)) - low)
-        return NoiseLevel(t, jnp.ones_like(t), ratio * jnp.ones_like(t))
+        return ve_level(t, ratio)
 
 
 @register_dataclass
@@ -56,18 +57,18 @@ class Edm:
         return jnp.asarray(self.sigma_min) ** root, jnp.asarray(self.sigma_max) ** root
 
     def __call__(self, t: ArrayLike) -> NoiseLevel:
-        t = jnp.asarray(t)
+        t = continuous_time(t)
         low, high = self._ends()
-        sigma = (low + t * (high - low)) ** self.rho
-        return NoiseLevel(t, jnp.ones_like(sigma), sigma)
+        return ve_level(t, (low + t * (high - low)) ** self.rho)
 
-    def at_ratio(self, ratio: Array) -> NoiseLevel:
+    def at_ratio(self, ratio: ArrayLike) -> NoiseLevel:
         """The level at which sigma / alpha is `ratio`."""
+        ratio = at_least_float32(ratio)
         low, high = self._ends()
         # below sigma_min, and at 0, the network is told the time of sigma_min
         inside = jnp.clip(ratio, self.sigma_min, self.sigma_max)
         t = (inside ** (1.0 / jnp.asarray(self.rho)) - low) / (high - low)
-        return NoiseLevel(t, jnp.ones_like(t), ratio * jnp.ones_like(t))
+        return ve_level(t, ratio)
 
 
 @partial(register_dataclass, data_fields=[], meta_fields=["clock"])
@@ -78,17 +79,22 @@ class Flow:
     clock: float = 1.0
 
     def __call__(self, t: ArrayLike) -> NoiseLevel:
-        t = jnp.asarray(t)
+        t = continuous_time(t)
         return NoiseLevel(self.clock * t, 1.0 - t, t)
 
-    def at_ratio(self, ratio: Array) -> NoiseLevel:
+    def at_ratio(self, ratio: ArrayLike) -> NoiseLevel:
         """The level at which sigma / alpha is `ratio`."""
+        ratio = at_least_float32(ratio)
         # 1 - 1 / (1 + ratio) would cancel for a small ratio; infinity is pure noise
         pure = jnp.isinf(ratio)
         finite = jnp.where(pure, 1.0, ratio)
         alpha = jnp.where(pure, 0.0, 1.0 / (1.0 + finite))
         sigma = jnp.where(pure, 1.0, finite / (1.0 + finite))
         return NoiseLevel(self.clock * sigma, alpha, sigma)
+
+    def time_of(self, level: NoiseLevel) -> Array:
+        """The time of a level, which the network is told times `clock`."""
+        return level.t / self.clock
 
 
 def variance_exploding(sigma_min: float = 0.01, sigma_max: float = 50.0) -> VarianceExploding:
@@ -100,7 +106,7 @@ def variance_exploding(sigma_min: float = 0.01, sigma_max: float = 50.0) -> Vari
       sigma_min, sigma_max: noise scales at t = 0 and t = 1, 0 < sigma_min < sigma_max.
 
     >>> variance_exploding(0.01, 100.0)(0.5).sigma.round(4)
-    Array(1., dtype=float32, weak_type=True)
+    Array(1., dtype=float32)
     """
     _check_sigmas("variance_exploding", sigma_min, sigma_max)
     return VarianceExploding(sigma_min, sigma_max)
