@@ -15,11 +15,12 @@ has mean 0 and variance 1 over the real set.
   One half of the real set against the other reaches 0.96, 0.96, 1.02 and 0.97.
 - memorised: share of images nearer, in pixels, to a real digit than the closest 1 % of the real
   digits are to each other.
-- duplicates: images that equal an earlier one when rounded to the 17 grey levels.
+- duplicates: images that equal an earlier one.
 
-The generated images are not rounded for anything but the last. A generator that was trained on all
-the real digits and repeats them beats every fresh sample (0.44 and 0.98, 0.98, 1.06, 1.00): only
-the share memorised tells.
+The generated images are first rounded to the 17 grey levels that the real ones have, as a writer of
+such images would; else a distance between the two also measures how far an image is from being
+one. A generator that was trained on all the real digits and repeats them beats every fresh sample
+(0.44 and 0.98, 0.98, 1.06, 1.00): only the share memorised tells.
 """
 
 from typing import NamedTuple
@@ -98,13 +99,13 @@ def evaluate_digits(
     result |= _frechet(generated, real, halves)
     result |= _neighbours(generated, real, halves, k)
     result |= _share("memorised", memorised(generated, real.levels))
-    result["duplicates"] = float(duplicates(np.rint(generated)))
+    result["duplicates"] = float(duplicates(generated))
     result["num_images"] = float(len(generated))
     return result
 
 
 def _checked(images: np.ndarray, labels: np.ndarray) -> Digits:
-    """The images on the scale 0..16, flattened, and their labels, in the order of the labels."""
+    """The images in grey levels 0..16, flattened, and their labels, in the order of the labels."""
     images, labels = np.asarray(images), np.asarray(labels)
     if images.dtype != np.uint8 or images.shape[1:] not in ((8, 8, 1), (8, 8)):
         raise ValueError(
@@ -120,7 +121,7 @@ def _checked(images: np.ndarray, labels: np.ndarray) -> Digits:
         raise ValueError(f"Labels are {labels.min()}..{labels.max()}; expected 0..9.")
     # by class, so that every group of the jackknife holds all of them
     order = np.argsort(labels, kind="stable")
-    return Digits(images.reshape(-1, 64)[order] * (16 / 255), labels[order])
+    return Digits(np.rint(images.reshape(-1, 64)[order] * (16 / 255)), labels[order])
 
 
 def _halvings(size: int, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
