@@ -1,6 +1,70 @@
 """Functions from a denoiser to a denoiser, and from a solver to a solver."""
 
-from diffjax.transforms.guidance import classifier_free
+from diffjax.transforms.blur import blur_guidance
+from diffjax.transforms.classifier import class_log_prob, classifier_guidance
+from diffjax.transforms.editing import (
+    denoise_noisy,
+    edit_by_inversion,
+    estimate_noise_std,
+    image_to_image,
+    noisy_levels,
+    tail,
+)
+from diffjax.transforms.estimates import guide, in_one_call, one_by_one
+from diffjax.transforms.guidance import (
+    autoguidance,
+    classifier_free,
+    composed,
+    guidance_interval,
+    ramp,
+)
+from diffjax.transforms.guidance_corrections import apg, cfg_zero_star, rescaled, zero_init
+from diffjax.transforms.guided_solvers import apg_momentum, cfg_plus_plus
+from diffjax.transforms.inpainting import repaint, replace_known
+from diffjax.transforms.resampling import renoising, resampling
 from diffjax.transforms.thresholding import clip_denoised, dynamic_threshold
+from diffjax.transforms.tiles import num_tiles, tiled
+from diffjax.transforms.universal import (
+    backward_guidance,
+    forward_guidance,
+    match_statistics,
+    patch_statistics,
+)
 
-__all__ = ["classifier_free", "clip_denoised", "dynamic_threshold"]
+__all__ = [
+    "apg",
+    "apg_momentum",
+    "autoguidance",
+    "backward_guidance",
+    "blur_guidance",
+    "cfg_plus_plus",
+    "cfg_zero_star",
+    "class_log_prob",
+    "classifier_free",
+    "classifier_guidance",
+    "clip_denoised",
+    "composed",
+    "denoise_noisy",
+    "dynamic_threshold",
+    "edit_by_inversion",
+    "estimate_noise_std",
+    "forward_guidance",
+    "guidance_interval",
+    "guide",
+    "image_to_image",
+    "in_one_call",
+    "match_statistics",
+    "noisy_levels",
+    "num_tiles",
+    "one_by_one",
+    "patch_statistics",
+    "ramp",
+    "renoising",
+    "repaint",
+    "replace_known",
+    "resampling",
+    "rescaled",
+    "tail",
+    "tiled",
+    "zero_init",
+]
