@@ -140,6 +140,34 @@ def plms(
     return Solver(lambda x: empty_history(x, order - 1), step)
 
 
+def ipndm(order: int = 4, *, slope: str = "eps") -> Solver:
+    """iPNDM: PLMS that starts with lower orders, one call of the network in each step.
+
+    Source: DEIS, arXiv:2204.13902, Appendix.
+
+    Args:
+      order, slope: see `plms`.
+
+    >>> solver = ipndm()
+    """
+    return plms(order, slope=slope, start="one_call")
+
+
+def pndm(schedule: Schedule, *, slope: str = "eps") -> Solver:
+    """PNDM: PLMS after three Runge-Kutta steps of four calls each.
+
+    Source: PNDM, arXiv:2202.09778, Algorithm 2.
+
+    Args:
+      schedule: of the levels; it gives the level in the middle of a step.
+      slope: see `plms`.
+
+    >>> from diffjax.core.schedules import linear_betas
+    >>> solver = pndm(linear_betas())
+    """
+    return plms(slope=slope, start="runge_kutta", schedule=schedule)
+
+
 def _slope(x: Array, denoise: Denoiser, level: NoiseLevel, slope: str) -> Array:
     return _slope_of(x, denoise(x, level), level, slope)
 

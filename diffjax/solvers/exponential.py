@@ -83,7 +83,7 @@ def transfer(
     h = half_logsnr(next_) - half_logsnr(current)
     # used in moments, which no step to or from infinite lambda needs
     h = jnp.where(at_an_end(current) | at_an_end(next_), 1.0, h)
-    rate = tau**2
+    rate = jnp.square(tau)
     if predict == "x0":
         keep = next_.sigma / current.sigma
         # e^-h, exact at both ends
@@ -95,7 +95,7 @@ def transfer(
         return Transfer(keep * lost, next_.alpha * (1.0 - decay * lost), spread, (1.0 + rate) * h)
     keep = next_.alpha / current.alpha
     before = keep * current.sigma
-    spread = tau * safe_sqrt((before - next_.sigma) * (before + next_.sigma))
+    spread = jnp.asarray(tau) * safe_sqrt((before - next_.sigma) * (before + next_.sigma))
     return Transfer(keep, (1.0 + rate) * (next_.sigma - before), spread, -h)
 
 

@@ -65,6 +65,21 @@ def dpm2(
     return stateless(step)
 
 
+def dpm2_ancestral(
+    schedule: Schedule,
+    *,
+    eta: ArrayLike = 1.0,
+    s_noise: float | Array = 1.0,
+    normal: Normal = normal_each,
+) -> Solver:
+    """DPM-Solver-2 (KDPM2) with ancestral noise: `dpm2` whose eta is 1.
+
+    >>> from diffjax.core.schedules import linear
+    >>> solver = dpm2_ancestral(linear())
+    """
+    return dpm2(schedule, eta=eta, s_noise=s_noise, normal=normal)
+
+
 def dpm_sde(
     schedule: Schedule,
     *,
