@@ -7,6 +7,7 @@ records the same calls. Noise is not drawn but replayed.
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from parity_bridges import BRIDGES
 from parity_cases import Case, Comparison, KnownDifference, Unsupported, compare, first, last
+from parity_repaint import check_repaint
 
 from diffjax.core.levels import NoiseLevel, add_noise
 from diffjax.core.parameterizations import (
@@ -154,6 +156,8 @@ class Call(NamedTuple):
 def check_scheduler(case: Case) -> list[Comparison]:
     """Every comparison of a case; raises `KnownDifference` if a named bridge closes the gap."""
     settings = case.settings
+    if settings["classes"] == ["RePaintScheduler"]:
+        return check_repaint(case, partial(reference_network, case))
     try:
         config = settings["config"] | {"_class_name": settings["classes"][0]}
         scheduler = read_scheduler(config)
@@ -326,15 +330,6 @@ class Run(NamedTuple):
         ]
         return list(itertools.pairwise(rows))
 
-    def output(self, x: jax.Array, t: jax.Array) -> jax.Array:
-        """The reference's network: a formula, in float64 from the float32 x."""
-        x, t = np.asarray(x, np.float64), float(t)
-        mix, bias = self.case.inputs["mix"], self.case.inputs["bias"]
-        gain, soft = (self.case.settings.get(name, value) for name, value in PLAIN.items())
-        inner = np.einsum("ck,b...k->b...c", mix.astype(np.float64), x) / (1.0 + soft)
-        inner += np.moveaxis(bias.astype(np.float64), 0, -1) * np.cos(t / 300.0)
-        return jnp.asarray((gain * 2.0 * np.tanh(inner / 2.0)).astype(np.float32))
-
     def follow(
         self,
         *,
@@ -363,7 +358,7 @@ class Run(NamedTuple):
 
         def denoise(x, level):
             scaled = prediction.in_scale(level) * x
-            output = self.output(scaled, prediction.clock(level))
+            output = reference_network(self.case, scaled, prediction.clock(level))
             predicted, values = split_learned_variance(output, x) if learned else (output, None)
             estimate = estimate_x0(prediction, x, predicted, level)
             at = current if self.reference.x_at_current else level
@@ -396,6 +391,16 @@ class Run(NamedTuple):
 
 
 PLAIN = {"gain": 1.0, "soft": 0.0}
+
+
+def reference_network(case: Case, x: jax.Array, t: jax.Array) -> jax.Array:
+    """The reference's network: a formula, in float64 from the float32 x."""
+    x, t = np.asarray(x, np.float64), float(t)
+    mix, bias = case.inputs["mix"], case.inputs["bias"]
+    gain, soft = (case.settings.get(name, value) for name, value in PLAIN.items())
+    inner = np.einsum("ck,b...k->b...c", mix.astype(np.float64), x) / (1.0 + soft)
+    inner += np.moveaxis(bias.astype(np.float64), 0, -1) * np.cos(t / 300.0)
+    return jnp.asarray((gain * 2.0 * np.tanh(inner / 2.0)).astype(np.float32))
 
 
 class Replay:
