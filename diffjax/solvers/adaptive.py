@@ -23,11 +23,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from diffjax.core.inverse import level_at
 from diffjax.core.levels import NoiseLevel, expand
 from diffjax.core.parameterizations import estimate_eps
 from diffjax.core.sampling import Solver, stateless
 from diffjax.core.schedules import Schedule
-from diffjax.core.sigma_grids import level_at
 from diffjax.solvers.ddim import ddim_update
 
 SMALLEST, LARGEST = 1e-3, 1e3

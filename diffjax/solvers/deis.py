@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffjax.core.inverse import time_of
 from diffjax.core.levels import NoiseLevel
 from diffjax.core.parameterizations import estimate_eps
 from diffjax.core.sampling import Solver
@@ -32,7 +33,6 @@ from diffjax.solvers.exponential import (
     remember,
     usable_order,
 )
-from diffjax.solvers.sde import time_of
 
 # Gauss-Legendre on [0, 1]; rho is smooth within a step, but for its square root at clean data
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(12)

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from diffjax.core.inverse import level_at
 from diffjax.core.keys import Normal, normal_each
 from diffjax.core.levels import NoiseLevel, safe_sqrt
 from diffjax.core.sampling import Solver, stateless
 from diffjax.core.schedules import Schedule
-from diffjax.core.sigma_grids import level_at
 from diffjax.solvers.ddim import ddim_update
 
 MAX_GAMMA = 2.0**0.5 - 1.0  # EDM never more than doubles the variance in one step

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from diffjax.core.inverse import level_at
 from diffjax.core.keys import Normal, fold_in_each, normal_each
 from diffjax.core.levels import NoiseLevel, safe_sqrt
 from diffjax.core.parameterizations import estimate_eps
 from diffjax.core.sampling import Solver, stateless
 from diffjax.core.schedules import Schedule
-from diffjax.core.sigma_grids import level_at
 from diffjax.solvers.ddim import ddim_update
 
 

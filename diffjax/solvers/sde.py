@@ -20,6 +20,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array, lax
 
+from diffjax.core.inverse import time_of
 from diffjax.core.keys import Normal, normal_each
 from diffjax.core.levels import NoiseLevel, safe_sqrt, transition
 from diffjax.core.parameterizations import estimate_eps
@@ -34,11 +35,6 @@ def estimate_score(x: Array, x0: Array, level: NoiseLevel) -> Array:
     It is 0 at sigma = 0. The level has scalar leaves.
     """
     return -estimate_eps(x, x0, level) / jnp.where(level.sigma > 0, level.sigma, 1.0)
-
-
-def time_of(schedule: Schedule, level: NoiseLevel) -> Array:
-    """The time that a schedule was called with; networks of flows may be told a multiple of it."""
-    return level.t / getattr(schedule, "clock", 1.0)
 
 
 def reverse_diffusion(*, normal: Normal = normal_each) -> Solver:
