@@ -60,11 +60,51 @@ def _clip_vision(case: Case) -> dict[str, np.ndarray]:
     }
 
 
+def _autoencoder_kl(case: Case) -> dict[str, np.ndarray]:
+    _, (_, encode, decode), params = load_model(case.checkpoint)
+    mean, logvar = jax.jit(encode)(params, last(case.inputs["image"]))
+    decode = jax.jit(decode)
+    return {
+        "mean": first(mean),
+        "mode": first(mean),
+        "logvar": first(logvar),
+        "std": np.exp(0.5 * first(logvar)),
+        "decoded": first(decode(params, last(case.inputs["latents"]))),
+        "reconstruction": first(decode(params, mean)),
+    }
+
+
+def _autoencoder_tiny(case: Case) -> dict[str, np.ndarray]:
+    _, (_, encode, decode), params = load_model(case.checkpoint)
+    return {
+        "encoded": first(jax.jit(encode)(params, last(case.inputs["image"]))),
+        "decoded": first(jax.jit(decode)(params, last(case.inputs["latents"]))),
+    }
+
+
+def _vq(case: Case) -> dict[str, np.ndarray]:
+    _, (_, encode, quantize, decode), params = load_model(case.checkpoint)
+    z = jax.jit(encode)(params, last(case.inputs["image"]))
+    decode, latents = jax.jit(decode, static_argnames="quantize"), last(case.inputs["latents"])
+    codes = jax.jit(quantize)(params, latents)
+    return {
+        "encoded": first(z),
+        "quantized": first(codes.quantized),
+        "indices": codes.indices.ravel(),
+        "decoded": first(decode(params, latents)),
+        "decoded_not_quantized": first(decode(params, latents, quantize=False)),
+        "reconstruction": first(decode(params, z)),
+    }
+
+
 # class in case.json -> function from the case to its computed outputs
 NETWORKS = {
+    "AutoencoderKL": _autoencoder_kl,
+    "AutoencoderTiny": _autoencoder_tiny,
     "CLIPTextModel": _clip_text,
     "CLIPTextModelWithProjection": _clip_text,
     "CLIPVisionModel": _clip_vision,
     "CLIPVisionModelWithProjection": _clip_vision,
     "UNet2DModel": _unet2d,
+    "VQModel": _vq,
 }

@@ -19,11 +19,14 @@ class Key(NamedTuple):
       field: of the network's configuration that has its value; None for a key that only must have
         a certain value.
       only: the values that the network can follow; None for all.
+      read, write: from the value to that of the field, and back; read raises UnsupportedError.
     """
 
     default: Any
     field: str | None = None
     only: tuple | None = None
+    read: Callable[[Any], Any] = lambda value: value
+    write: Callable[[Any], Any] = lambda value: value
 
 
 class Architecture(NamedTuple):
@@ -67,7 +70,7 @@ def read_settings(architecture: Architecture, settings: Mapping[str, Any], **opt
                 f"config.json: {name} is {value!r}; supported: {', '.join(map(repr, key.only))}"
             )
         if key.field is not None:
-            values[key.field] = tuple(value) if isinstance(value, list) else value
+            values[key.field] = key.read(tuple(value) if isinstance(value, list) else value)
     try:
         return architecture.make(**values, **options)
     except TypeError as error:
@@ -83,8 +86,8 @@ def write_settings(architecture: Architecture, config: Any) -> dict[str, Any]:
         else {"architectures": [architecture.class_name]}
     )
     for name, key in architecture.keys.items():
-        value = key.default if key.only is None or key.default in key.only else key.only[0]
-        settings[name] = value if key.field is None else getattr(config, key.field)
+        fixed = key.default if key.only is None or key.default in key.only else key.only[0]
+        settings[name] = fixed if key.field is None else key.write(getattr(config, key.field))
     return settings
 
 

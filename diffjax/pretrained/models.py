@@ -16,12 +16,13 @@ from diffjax.pretrained.architecture import (
     read_settings,
     write_settings,
 )
+from diffjax.pretrained.autoencoders import AUTOENCODERS
 from diffjax.pretrained.folders import read_config, read_tensors, write_tensors
 from diffjax.pretrained.text_encoders import TEXT_ENCODERS
 from diffjax.pretrained.weights import UnsupportedError, from_params, renamer, to_params
 from diffjax.training.sharding import Rule, params_sharding
 
-ARCHITECTURES = {each.class_name: each for each in TEXT_ENCODERS}
+ARCHITECTURES = {each.class_name: each for each in (*AUTOENCODERS, *TEXT_ENCODERS)}
 
 
 class Model(NamedTuple):
