@@ -22,8 +22,16 @@ from typing import TYPE_CHECKING, Any
 
 from diffjax.core import exact, grids, levels, losses, parameterizations, posterior, schedules
 from diffjax.core.grids import from_times, full, leading, linspace, quadratic, trailing, uniform
+from diffjax.core.integrators import dormand_prince, runge_kutta
 from diffjax.core.keys import BatchKeys, batch_keys, sample_keys
 from diffjax.core.levels import NoiseLevel, add_noise, logsnr, q_posterior, q_step
+from diffjax.core.likelihood import (
+    bits_per_dim,
+    dequantize,
+    exact_trace,
+    hutchinson_trace,
+    log_likelihood,
+)
 from diffjax.core.losses import diffusion_loss, hybrid_loss
 from diffjax.core.parameterizations import (
     LearnedVariance,
@@ -40,6 +48,7 @@ from diffjax.core.parameterizations import (
     velocity,
     x0,
 )
+from diffjax.core.probability_flow import follow_flow
 from diffjax.core.sampling import (
     Solver,
     Trajectory,
@@ -115,6 +124,7 @@ __all__ = [
     "ancestral",
     "ancestral_update",
     "batch_keys",
+    "bits_per_dim",
     "check_schedule",
     "classifier_free",
     "clip_denoised",
@@ -123,7 +133,9 @@ __all__ = [
     "ddim",
     "ddim_inversion",
     "ddim_update",
+    "dequantize",
     "diffusion_loss",
+    "dormand_prince",
     "dpm2",
     "dpm_multistep",
     "dpm_sde",
@@ -135,6 +147,8 @@ __all__ = [
     "euler",
     "euler_ancestral",
     "exact",
+    "exact_trace",
+    "follow_flow",
     "from_alphas_cumprod",
     "from_betas",
     "from_times",
@@ -142,6 +156,7 @@ __all__ = [
     "functional",
     "grids",
     "heun",
+    "hutchinson_trace",
     "hybrid_loss",
     "init_train_state",
     "initial_noise",
@@ -151,6 +166,7 @@ __all__ = [
     "linear_betas",
     "linspace",
     "lms",
+    "log_likelihood",
     "logsnr",
     "losses",
     "make_denoiser",
@@ -164,6 +180,7 @@ __all__ = [
     "q_posterior",
     "q_step",
     "quadratic",
+    "runge_kutta",
     "sample",
     "sample_keys",
     "scaled_linear",
