@@ -14,17 +14,28 @@ from jax.typing import ArrayLike
 
 from diffjax.core.keys import Normal, normal_each
 from diffjax.core.levels import q_step, safe_sqrt
+from diffjax.core.parameterizations import estimate_eps
 from diffjax.core.sampling import Solver, stateless
 from diffjax.core.schedules import Schedule
 from diffjax.solvers.ddim import ddim_update
 
 
 def renoise(
-    *, floor: ArrayLike = 0.0, s_noise: ArrayLike = 1.0, normal: Normal = normal_each
+    *,
+    fresh: ArrayLike = 1.0,
+    floor: ArrayLike = 0.0,
+    s_noise: ArrayLike = 1.0,
+    normal: Normal = normal_each,
 ) -> Solver:
     """Multistep consistency sampling: x0 from the denoiser, fresh noise for the next level.
 
+    With fresh = zeta < 1 the noise is partly the old one, as DiffPIR (arXiv:2305.08995,
+    Algorithm 1) has it:
+
+        x_s = alpha_s x0 + sigma_s (sqrt(1 - zeta) eps + sqrt(zeta) z),    eps of x and x0
+
     Args:
+      fresh: zeta in [0, 1], the share of the variance that is new; 0 is DDIM.
       floor: scale of the noise that the denoiser leaves in x0; consistency models map to
         sigma_min and not to clean data.
       s_noise: scale of the noise.
@@ -36,7 +47,9 @@ def renoise(
     def step(keys, x, denoise, current, next_):
         scale = safe_sqrt(next_.sigma**2 - (next_.alpha * floor) ** 2)
         noise = s_noise * normal(keys, x.shape[1:], x.dtype)
-        return next_.alpha * denoise(x, current) + scale * noise
+        x0 = denoise(x, current)
+        old = safe_sqrt(1.0 - jnp.asarray(fresh)) * estimate_eps(x, x0, current)
+        return next_.alpha * x0 + scale * (old + safe_sqrt(jnp.asarray(fresh)) * noise)
 
     return stateless(step)
 
