@@ -8,7 +8,6 @@ functions over params, nested dicts with string keys,
 to which `jax.jit`, `jax.grad`, optax and checkpoints apply as they are.
 """
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 
-from diffjax.networks.initialization import Law, uniform
+from diffjax.networks.initialization import Law, ShapesOnly, uniform
 
 Params = dict[str, Any]
 
@@ -61,7 +60,7 @@ def functional(
     >>> apply(params, jnp.ones((4, 2))).shape
     (4, 3)
     """
-    graph, template = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    graph, template = nnx.split(nnx.eval_shape(lambda: make(ShapesOnly(0))))
     variables = {_names(path): (path, variable) for path, variable in nnx.to_flat_state(template)}
     _require_params_only(variables)
     laws = {name: variable.get_metadata("law", None) for name, (_, variable) in variables.items()}
@@ -151,11 +150,10 @@ def _draw(
 ) -> dict[tuple[str, ...], Array]:
     """The initial values of all parameters, from one draw of uniform numbers."""
     sizes = [math.prod(shape) for shape in shapes.values()]
-    ends = list(itertools.accumulate(sizes))
-    numbers = uniform(key, (ends[-1],))
+    numbers = lax.split(uniform(key, (sum(sizes),)), sizes)
     return {
-        name: laws[name](numbers[end - size : end].reshape(shape))
-        for (name, shape), size, end in zip(shapes.items(), sizes, ends)
+        name: laws[name](lax.reshape(part, shape))
+        for (name, shape), part in zip(shapes.items(), numbers)
     }
 
 
