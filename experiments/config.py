@@ -20,8 +20,8 @@ class DataConfig:
 
     name: str = "digits"
     """digits, folder, npz, or any prepared TFDS set (cifar10, celeb_a, ...)"""
-    split: str = "train"
-    """split of a TFDS set, such as train or train[:90%]"""
+    split: str | None = None
+    """split of a TFDS set, such as train[:90%]; by default train, and train+test for the digits"""
     path: str | None = None
     """the image folder, the npz file, or the data_dir of TFDS"""
     image_size: int | None = None

@@ -11,7 +11,7 @@ from diffjax.data.tfds_sets import digits, tfds_set
 def load(
     name: str,
     *,
-    split: str = "train",
+    split: str | None = None,
     path: str | Path | None = None,
     image_size: int | None = None,
 ) -> Source:
@@ -20,7 +20,8 @@ def load(
     Args:
       name: `digits`, `folder`, `npz`, or any prepared TFDS set: `cifar10`, `celeb_a`, ... (a
         prefix `tfds:` is allowed).
-      split: for digits and TFDS sets, such as `train` or `train[:90%]`.
+      split: for digits and TFDS sets, such as `train` or `train[:90%]`; by default `train`, and
+        `train+test` for the digits.
       path: the folder of images, the .npz file, or the data_dir of a TFDS set or the digits.
       image_size: pixels a side; needed for folders and for TFDS sets whose images differ in size.
 
@@ -34,23 +35,23 @@ def load(
     near = difflib.get_close_matches(name, known, cutoff=0.8)
     if near and stock == name:
         raise ValueError(f"There is no data set called {name!r}. Did you mean {near[0]}?")
-    return tfds_set(stock, split, data_dir=path, image_size=image_size)
+    return tfds_set(stock, split or "train", data_dir=path, image_size=image_size)
 
 
-def _digits(split: str, path: str | Path | None, image_size: int | None) -> Source:
+def _digits(split: str | None, path: str | Path | None, image_size: int | None) -> Source:
     if image_size not in (None, 8):
         raise ValueError(f"image_size is {image_size}; the digits are 8x8 and are not resized.")
     return digits(split, data_dir=path)
 
 
-def _folder(split: str, path: str | Path | None, image_size: int | None) -> Source:
+def _folder(split: str | None, path: str | Path | None, image_size: int | None) -> Source:
     if path is None or image_size is None:
         raise ValueError("A folder of images needs its path and an image_size.")
     _refuse_split("folder", split)
     return image_folder(path, image_size)
 
 
-def _npz(split: str, path: str | Path | None, image_size: int | None) -> Source:
+def _npz(split: str | None, path: str | Path | None, image_size: int | None) -> Source:
     if path is None:
         raise ValueError("An npz archive needs its path.")
     if image_size is not None:
@@ -59,6 +60,6 @@ def _npz(split: str, path: str | Path | None, image_size: int | None) -> Source:
     return npz(path)
 
 
-def _refuse_split(name: str, split: str) -> None:
-    if split != "train":
+def _refuse_split(name: str, split: str | None) -> None:
+    if split is not None:
         raise ValueError(f"split is {split!r}; {name} has no splits, it is read as a whole.")

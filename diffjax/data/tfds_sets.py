@@ -6,6 +6,7 @@ gives random access. Preparing most stock sets does need TensorFlow; the digits 
 
 import contextlib
 import difflib
+import hashlib
 import io
 import logging
 import os
@@ -17,9 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffjax.data.sources import Arrays, fit, in_memory
-
-NUM_DIGITS = 1797
+from diffjax.data.sources import Arrays, fit
 
 
 @dataclass(frozen=True)
@@ -181,36 +180,45 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "diffjax"
 
 
-def digits(split: str = "train", *, data_dir: str | Path | None = None) -> Arrays:
+def digits(split: str | None = None, *, data_dir: str | Path | None = None) -> Arrays:
     """The 1,797 handwritten digits of scikit-learn, 8x8 grey, ten classes, decoded into memory.
 
     Prepared as a TFDS set on first use, which takes a few seconds. A grey level 0..16 is the byte
-    round(level * 255 / 16).
+    round(level * 255 / 16). Images of all splits stand in one fixed shuffled order.
 
     Args:
-      split: `train` is all of them. To hold a part out, use two sub-splits, for example
-        `train[:90%]` (1,617 images) and `train[90%:]` (180): TFDS stores the images in one fixed
-        shuffled order, so the parts are the same everywhere and each has all classes.
+      split: `train` (the first 1,437 of scikit-learn's order), `test` (the last 360, most of them
+        by other writers), or what TFDS makes of them, such as `train[:90%]`; by default
+        `train+test`, all.
       data_dir: where the prepared set is kept; by default `cache_dir()`.
 
     Raises:
       OSError: the folder cannot be written.
       ValueError: no such split, or the prepared set is damaged.
     """
-    from diffjax.data.digits8x8.builder import Digits8x8
+    from diffjax.data.digits8x8.builder import SPLIT_SIZES, Digits8x8
 
+    split = "train+test" if split is None else split
     data_dir = cache_dir() if data_dir is None else Path(data_dir).expanduser()
     folder = data_dir / Digits8x8.name / str(Digits8x8.VERSION)
     if not (folder / "dataset_info.json").exists():
         _prepare_digits(data_dir, folder)
     try:
         builder = Digits8x8(data_dir=data_dir)
-        decoded = in_memory(Records(_open(builder, split), *_layout(builder, None), None))
+        records = _open(builder, split)
+        examples = sorted((records[i] for i in range(len(records))), key=_shuffled_place)
     except Exception as error:
         raise ValueError(f"{error} {_remedy(folder)}") from error
-    if split == "train" and len(decoded) != NUM_DIGITS:
-        raise ValueError(f"There are {len(decoded)} digits, not {NUM_DIGITS}. {_remedy(folder)}")
-    return decoded
+    expected = [SPLIT_SIZES.get(part) for part in split.split("+")]
+    if None not in expected and len(examples) != sum(size or 0 for size in expected):
+        raise ValueError(f"There are {len(examples)} digits in {split}. {_remedy(folder)}")
+    labels = np.array([example["label"] for example in examples], np.int32)
+    return Arrays(np.stack([example["image"] for example in examples]), labels, num_classes=10)
+
+
+def _shuffled_place(example: dict[str, Any]) -> str:
+    """What the digits are sorted by: the hash by which TFDS would shuffle them in one split."""
+    return hashlib.md5(f"train{example['row']}".encode()).hexdigest()
 
 
 def _remedy(folder: Path) -> str:

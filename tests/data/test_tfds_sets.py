@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
+from tensorflow_datasets.core.hashing import Hasher
 
 from diffjax.data import batches, digits, in_memory, load, prepare, tfds_set
 from diffjax.data.digits8x8.builder import bytes_to_levels, levels_to_bytes
@@ -42,12 +43,32 @@ def test_grey_levels_spread_over_the_whole_range_and_back():
     np.testing.assert_array_equal(bytes_to_levels(stored), np.arange(17))
 
 
+def test_test_digits_are_the_last_of_scikit_learns_and_train_the_rest(prepared):
+    levels, labels = load_digits(return_X_y=True)
+    for split, part in (("train", slice(0, 1437)), ("test", slice(1437, 1797))):
+        source = digits(split, data_dir=prepared)
+        stored = sorted_rows(bytes_to_levels(source.images), source.labels)
+        np.testing.assert_array_equal(stored, sorted_rows(levels[part], labels[part]))
+
+
+def test_digits_of_every_split_stand_in_the_order_of_one_shuffled_split(prepared):
+    levels, labels = load_digits(return_X_y=True)
+    hasher = Hasher("train")
+    order = sorted(range(1797), key=hasher.hash_key)
+    rows = {"train+test": order, "test+train": order, "test": [n for n in order if n >= 1437]}
+    for split, expected in rows.items():
+        source = digits(split, data_dir=prepared)
+        stored = bytes_to_levels(source.images.reshape(-1, 64))
+        np.testing.assert_array_equal(stored, levels[expected])
+        np.testing.assert_array_equal(source.labels, labels[expected])
+
+
 def test_sub_splits_part_the_digits(prepared):
-    whole = digits(data_dir=prepared)
-    train, test = (digits(part, data_dir=prepared) for part in ("train[:90%]", "train[90%:]"))
-    assert (len(train), len(test)) == (1617, 180)
-    np.testing.assert_array_equal(np.concatenate([train.images, test.images]), whole.images)
-    assert set(train.labels) == set(test.labels) == set(range(10))
+    whole = digits("train", data_dir=prepared)
+    train, rest = (digits(part, data_dir=prepared) for part in ("train[:90%]", "train[90%:]"))
+    assert (len(train), len(rest)) == (1293, 144)
+    np.testing.assert_array_equal(np.concatenate([train.images, rest.images]), whole.images)
+    assert set(train.labels) == set(rest.labels) == set(range(10))
 
 
 def test_the_digits_are_the_same_wherever_they_were_prepared(prepared, tmp_path):
@@ -71,14 +92,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_an_unknown_split_is_refused(prepared):
-    with pytest.raises(ValueError, match="Unknown split 'test'"):
-        digits("test", data_dir=prepared)
+    with pytest.raises(ValueError, match="Unknown split 'validation'"):
+        digits("validation", data_dir=prepared)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "info"])
 def test_damaged_digits_are_refused_with_the_remedy(prepared, tmp_path, damage):
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    (file,) = tmp_path.glob("digits8x8/*/*array_record*")
+    (file,) = tmp_path.glob("digits8x8/*/*train.array_record*")
     content = bytearray(file.read_bytes())
     if damage == "cut":
         file.write_bytes(content[:-40_000])
@@ -133,7 +154,8 @@ def test_digits_flow_into_batches(prepared):
 def test_any_prepared_set_is_read_by_name(prepared):
     source = tfds_set("digits8x8", "train[:50]", data_dir=prepared)
     assert (len(source), source.shape, source.num_classes) == (50, (8, 8, 1), 10)
-    np.testing.assert_array_equal(in_memory(source).images, digits(data_dir=prepared).images[:50])
+    known = digits("train[:50]", data_dir=prepared)
+    np.testing.assert_array_equal(in_memory(source).images, known.images)
 
 
 def test_a_prepared_set_is_resized(prepared):

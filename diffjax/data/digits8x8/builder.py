@@ -8,6 +8,10 @@ They are stored in PNG bytes under the exactly invertible map
 
 whose rounding error of half a byte is 1/32 of a level.
 
+scikit-learn's order goes from writer to writer: every 130 images or so, the digits repeat the order
+of one printed form. The last fifth of it is the split `test`: 360 images, all but the first hundred
+of which are by writers that `train` has not seen.
+
 TFDS asks for builders in a module of their own inside a package folder. Nothing here needs
 TensorFlow: the examples are yielded as PNG files in memory, which TFDS stores as they are.
 """
@@ -21,6 +25,9 @@ from tensorflow_datasets.core.registered import skip_registration
 
 MAX_LEVEL = 16
 """The brightest grey level of the original images."""
+
+SPLIT_SIZES = {"train": 1437, "test": 360}
+"""How many images of scikit-learn's order each split takes, one after the other."""
 
 
 def levels_to_bytes(levels: np.ndarray) -> np.ndarray:
@@ -53,9 +60,9 @@ def png_file(image: np.ndarray) -> io.BytesIO:
 with skip_registration():
 
     class Digits8x8(tfds.core.GeneratorBasedBuilder):
-        """One split, `train`, of all 1,797 images, in TFDS's fixed shuffled order."""
+        """The splits `train` and `test`; `row` counts in scikit-learn's order."""
 
-        VERSION = tfds.core.Version("1.0.0")
+        VERSION = tfds.core.Version("2.0.0")
 
         def _info(self):
             return tfds.core.DatasetInfo(
@@ -65,6 +72,7 @@ with skip_registration():
                     {
                         "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
                         "label": tfds.features.ClassLabel(num_classes=10),
+                        "row": tfds.features.Scalar(np.int32),
                     }
                 ),
                 supervised_keys=("image", "label"),
@@ -72,12 +80,15 @@ with skip_registration():
             )
 
         def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
+            first = SPLIT_SIZES["train"]
+            rows = {"train": range(first), "test": range(first, first + SPLIT_SIZES["test"])}
+            return {split: self._generate_examples(part) for split, part in rows.items()}
 
-        def _generate_examples(self):
+        def _generate_examples(self, rows):
             from sklearn.datasets import load_digits
 
             levels, labels = load_digits(return_X_y=True)
             images = levels_to_bytes(levels).reshape(-1, 8, 8)
-            for row, (image, label) in enumerate(zip(images, labels)):
-                yield row, {"image": png_file(image), "label": int(label)}
+            for row in rows:
+                example = {"image": png_file(images[row]), "label": int(labels[row]), "row": row}
+                yield row, example
