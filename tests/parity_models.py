@@ -97,6 +97,13 @@ def _vq(case: Case) -> dict[str, np.ndarray]:
     }
 
 
+def _dit(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    x, t = last(case.inputs["hidden_states"]), case.inputs["timestep"]
+    y = jax.jit(model.network.apply)(model.params, x, t, labels=case.inputs["class_labels"])
+    return {"sample": first(y)}
+
+
 # class in case.json -> function from the case to its computed outputs
 NETWORKS = {
     "AutoencoderKL": _autoencoder_kl,
@@ -105,6 +112,8 @@ NETWORKS = {
     "CLIPTextModelWithProjection": _clip_text,
     "CLIPVisionModel": _clip_vision,
     "CLIPVisionModelWithProjection": _clip_vision,
+    "DiTTransformer2DModel": _dit,
+    "Transformer2DModel": _dit,
     "UNet2DModel": _unet2d,
     "VQModel": _vq,
 }

@@ -33,23 +33,25 @@ class Architecture(NamedTuple):
     """A class of saved networks.
 
     Attributes:
-      class_name: as config.json names it.
-      make: `make(**fields, dtype, param_dtype) -> config`, a frozen dataclass.
+      class_name: as config.json names it; several may share a name and differ in their keys.
+      make: the frozen dataclass of the network's configuration.
       build: `build(config) -> network`, which has `init`.
       keys: of config.json; keys that are not listed are ignored.
       names: parts of stored names -> those of the network's torch names; see `renamer`.
       present: brings the names of older and newer files to those of `names`; None for a tensor
         that the network does not need.
       stem: of the weight files.
+      fixed: further fields of the configuration, the same for all folders of the class.
     """
 
     class_name: str
-    make: Callable[..., Any]
+    make: type
     build: Callable[[Any], Any]
     keys: Mapping[str, Key]
     names: Mapping[str, str] = {}
     present: Callable[[str], str | None] = lambda name: name
     stem: str = "diffusion_pytorch_model"
+    fixed: Mapping[str, Any] = {}
 
 
 def read_settings(architecture: Architecture, settings: Mapping[str, Any], **options: Any) -> Any:
@@ -72,7 +74,7 @@ def read_settings(architecture: Architecture, settings: Mapping[str, Any], **opt
         if key.field is not None:
             values[key.field] = key.read(tuple(value) if isinstance(value, list) else value)
     try:
-        return architecture.make(**values, **options)
+        return architecture.make(**values, **architecture.fixed, **options)
     except TypeError as error:
         # a value of another type than the class has there
         raise ValueError(f"config.json does not fit {architecture.class_name}: {error}") from error
@@ -93,7 +95,7 @@ def write_settings(architecture: Architecture, config: Any) -> dict[str, Any]:
 
 def describes(architecture: Architecture, config: Any) -> bool:
     """Whether config.json of this class can hold the configuration."""
-    if not isinstance(config, architecture.make if isinstance(architecture.make, type) else object):
+    if type(config) is not architecture.make:
         return False
     options = {name: getattr(config, name) for name in ("dtype", "param_dtype")}
     again = read_settings(architecture, write_settings(architecture, config), **options)

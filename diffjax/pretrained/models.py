@@ -1,5 +1,6 @@
 """Folders of saved networks as (config, network, params), and back."""
 
+import contextlib
 import difflib
 import json
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,14 @@ from diffjax.pretrained.architecture import (
     write_settings,
 )
 from diffjax.pretrained.autoencoders import AUTOENCODERS
+from diffjax.pretrained.diffusion_transformers import DIFFUSION_TRANSFORMERS
 from diffjax.pretrained.folders import read_config, read_tensors, write_tensors
 from diffjax.pretrained.text_encoders import TEXT_ENCODERS
 from diffjax.pretrained.weights import UnsupportedError, from_params, renamer, to_params
 from diffjax.training.sharding import Rule, params_sharding
 
-ARCHITECTURES = {each.class_name: each for each in (*AUTOENCODERS, *TEXT_ENCODERS)}
+# of several that can hold a configuration, the first is written
+ARCHITECTURES = (*AUTOENCODERS, *TEXT_ENCODERS, *DIFFUSION_TRANSFORMERS)
 
 
 class Model(NamedTuple):
@@ -71,8 +74,8 @@ def load_model(
       FileNotFoundError, ValueError: files are missing, damaged, or do not fit each other.
     """
     settings = read_config(folder)
-    architecture = _architecture(class_name or _class_name(settings, folder), settings)
-    config = read_settings(architecture, settings, dtype=dtype, param_dtype=param_dtype)
+    name = class_name or _class_name(settings, folder)
+    architecture, config = _recognise(name, settings, dtype=dtype, param_dtype=param_dtype)
     network = architecture.build(config)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     rename = renamer(architecture.names)
@@ -109,7 +112,7 @@ def save_model(
     Raises:
       UnsupportedError: no class of diffusers or transformers can hold the configuration.
     """
-    found = [each for each in ARCHITECTURES.values() if describes(each, config)]
+    found = [each for each in ARCHITECTURES if describes(each, config)]
     if not found:
         raise UnsupportedError(f"no class of diffusers or transformers can hold {config}")
     architecture = found[0]
@@ -139,11 +142,17 @@ def _class_name(settings: Mapping[str, Any], folder: str | Path) -> str:
     return name
 
 
-def _architecture(name: str, settings: Mapping[str, Any]) -> Architecture:
-    if name not in ARCHITECTURES:
-        nearest = difflib.get_close_matches(name, ARCHITECTURES, 1, cutoff=0.0)[0]
+def _recognise(name: str, settings: Mapping[str, Any], **options: Any) -> tuple[Architecture, Any]:
+    """The first architecture of a class that can follow the settings, and its configuration."""
+    candidates = [each for each in ARCHITECTURES if each.class_name == name]
+    if not candidates:
+        known = sorted({each.class_name for each in ARCHITECTURES})
+        nearest = difflib.get_close_matches(name, known, 1, cutoff=0.0)[0]
         raise UnsupportedError(
             f"there is no network for the class {name!r}; the nearest name is {nearest!r}, and all "
-            f"are: {', '.join(sorted(ARCHITECTURES))}"
+            f"are: {', '.join(known)}"
         )
-    return ARCHITECTURES[name]
+    for architecture in candidates[:-1]:
+        with contextlib.suppress(UnsupportedError):
+            return architecture, read_settings(architecture, settings, **options)
+    return candidates[-1], read_settings(candidates[-1], settings, **options)
