@@ -1,0 +1,65 @@
+"""Classifier guidance against Bayes' rule on mixtures."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax.core import exact
+from diffjax.core.levels import NoiseLevel
+from diffjax.transforms import class_log_prob, classifier_guidance
+
+MEANS, VARIANCES, WEIGHTS = [[1.0, 0.2], [-0.6, 0.4], [0.1, -1.0]], [0.2, 0.5, 0.1], [0.5, 0.3, 0.2]
+CLASSES = exact.mixture(WEIGHTS, MEANS, VARIANCES)
+# nearly pure noise, in between, nearly clean, and both ends
+LEVELS = NoiseLevel(
+    *jnp.array([[0.9, 0.5, 0.1, 1.0, 0.0], [0.1, 0.6, 0.99, 0, 1], [1, 0.8, 0.1, 1, 0]])
+)
+X = LEVELS.alpha[:, None] * 0.3 + LEVELS.sigma[:, None] * jax.random.normal(
+    jax.random.key(0), (5, 2)
+)
+LABELS = jnp.array([0, 1, 2, 1, 0])
+
+
+def classifier(params, x, t):
+    """The exact logits, up to a constant; the clock is the position in LEVELS."""
+    level = NoiseLevel(*(leaf[t.astype(int)] for leaf in LEVELS))
+    return jnp.log(exact.posterior_weights(CLASSES, x, level)) + params
+
+
+@jax.jit
+def guided(x, scale, shift):
+    log_prob = class_log_prob(classifier, shift, LABELS)
+    levels = LEVELS._replace(t=jnp.arange(5))
+    return classifier_guidance(exact.denoiser(CLASSES), log_prob, guidance_scale=scale)(x, levels)
+
+
+unconditional = jax.jit(exact.denoiser(CLASSES))
+
+
+def conditional(k):
+    mean, variance = jnp.array(MEANS[k]), VARIANCES[k]
+    alpha, sigma = LEVELS.alpha[:, None], LEVELS.sigma[:, None]
+    return mean + alpha * variance / (alpha**2 * variance + sigma**2) * (X - alpha * mean)
+
+
+def test_the_exact_classifier_at_scale_one_makes_the_exact_conditional_denoiser():
+    expected = jnp.stack([conditional(k) for k in range(3)])[LABELS, jnp.arange(5)]
+    result = guided(X, 1.0, 7.0)  # logits count up to a constant
+    # at pure noise nothing is added, at clean data nothing is left to say
+    np.testing.assert_allclose(result[:3], expected[:3], rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(result[3:], unconditional(X, LEVELS)[3:], rtol=1e-6)
+
+
+def test_a_scale_of_zero_is_unconditional_and_scales_are_linear():
+    zero, one, four = (guided(X, scale, 0.0) for scale in (0.0, 1.0, 4.0))
+    np.testing.assert_allclose(zero, unconditional(X, LEVELS), rtol=1e-6)
+    np.testing.assert_allclose(four - zero, 4.0 * (one - zero), rtol=1e-4, atol=1e-5)
+    gradient = jax.grad(lambda x: guided(x, 4.0, 0.0).sum())(X)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_log_probabilities_of_a_wrong_shape_are_refused():
+    guide = classifier_guidance(lambda x, level: x, lambda x, level: x, guidance_scale=1.0)
+    with pytest.raises(ValueError, match=r"log_prob returned the shape \(5, 2\)"):
+        guide(X, LEVELS)
