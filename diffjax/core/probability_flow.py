@@ -24,10 +24,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffjax.core.integrators import Integrate, runge_kutta
+from diffjax.core.inverse import level_at
 from diffjax.core.levels import NoiseLevel, expand_level
 from diffjax.core.parameterizations import Denoiser
 from diffjax.core.schedules import Schedule
-from diffjax.core.sigma_grids import level_at
 
 CLEANEST = 1e-4  # positions of the levels at which a network may be asked: at p = 0 and p = 1
 NOISIEST = 1.0 - 1e-4  # its clock or its row may be infinite, and its answer has no weight

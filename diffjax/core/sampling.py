@@ -85,12 +85,15 @@ def sample(
     levels: NoiseLevel,
     *,
     num_steps: Array | int | None = None,
+    segments: int = 1,
     on_step: OnStep | None = None,
 ) -> Array:
     """Walk a grid of noise levels from its first to its last.
 
     With `num_steps` left out the loop has a fixed length and can be differentiated: a gradient
-    keeps one x for each step in memory and computes the inside of the steps again. A traced
+    keeps one x for each step in memory and computes the inside of the steps again. With the walk
+    cut into S segments it keeps one x for each segment and each step of one segment, S + N / S,
+    and walks a second time; S = sqrt(N) keeps the fewest. A traced
     `num_steps` makes its length dynamic: pad the levels to the largest number of steps
     (`pad_levels`), and one compiled program serves every smaller one.
 
@@ -102,6 +105,7 @@ def sample(
       solver: how to step, for example `ddim()`.
       levels: [N + 1] grid, for example `schedule(trailing(50))`.
       num_steps: steps to take, at most N.
+      segments: parts of equal length, S, to save memory in gradients; the result is the same.
       on_step: called in each iteration with the traced step number and the new x; for effects
         such as `jax.debug.callback`: see `progress`.
 
@@ -117,6 +121,11 @@ def sample(
     keys, x, levels, length = _check_start(key, x, levels)
     if isinstance(num_steps, int | np.integer) and not 0 < num_steps <= length:
         raise ValueError(f"num_steps is {num_steps}; the grid has {length} steps.")
+    if not 0 < segments <= length or (segments > 1 and num_steps is not None):
+        raise ValueError(
+            f"segments is {segments} and num_steps {num_steps}; needed are 1 to {length} segments, "
+            "and without num_steps more than one."
+        )
 
     @partial(jax.checkpoint, prevent_cse=False)
     def advance(i, x, state):
@@ -128,8 +137,22 @@ def sample(
             on_step(i, x)
         return x, state
 
-    steps = length if num_steps is None else num_steps
-    return lax.fori_loop(0, steps, body, (x, solver.init(x)))[0]
+    start = x, solver.init(x)
+    if segments == 1:
+        steps = length if num_steps is None else num_steps
+        return lax.fori_loop(0, steps, body, start)[0]
+    per_segment = -(-length // segments)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def segment(number, carry):
+        def within(j, carry):
+            i = number * per_segment + j
+            # the last segment may be longer than what is left
+            return lax.cond(i < length, partial(body, i), lambda carry: carry, carry)
+
+        return lax.fori_loop(0, per_segment, within, carry)
+
+    return lax.fori_loop(0, segments, segment, start)[0]
 
 
 class Trajectory(NamedTuple):

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffjax.core import exact, schedules
 from diffjax.core.integrators import dormand_prince, runge_kutta
+from diffjax.core.inverse import level_at
 from diffjax.core.keys import sample_keys
 from diffjax.core.levels import NoiseLevel, expand_level, logsnr
 from diffjax.core.likelihood import exact_trace
@@ -21,7 +22,6 @@ from diffjax.core.parameterizations import (
     target,
 )
 from diffjax.core.probability_flow import follow_flow, position_of, velocity_field
-from diffjax.core.sigma_grids import level_at
 
 LINE = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.04, 0.09])
 DENOISE = exact.denoiser(LINE)

@@ -178,6 +178,54 @@ def test_memory_of_a_gradient_does_not_grow_with_steps_times_activations():
     assert memory(32) < memory(4) + 200_000
 
 
+def test_memory_of_a_gradient_grows_with_the_root_of_the_steps_in_segments():
+    size = 8 * 2048 * 4
+
+    def kept(num_steps, segments):
+        """How many arrays of the size of x the gradient holds."""
+        levels = schedules.cosine()(grids.trailing(num_steps))
+
+        def loss(weights, x):
+            denoise = lambda x, level: jnp.tanh(x * weights)
+            return jnp.sum(sample(KEY, x, denoise, ddim(), levels, segments=segments) ** 2)
+
+        arguments = jnp.zeros(2048), jnp.ones((8, 2048))
+        gradient = jax.jit(jax.grad(loss)).lower(*arguments).compile()
+        return gradient.memory_analysis().temp_size_in_bytes / size
+
+    whole, few, many = kept(256, 1), kept(64, 8), kept(256, 16)
+    assert whole > 256
+    # twice sqrt(N), and some that do not depend on N
+    np.testing.assert_allclose(many - few, 2 * (16 - 8), atol=3)
+    assert many < 2 * 16 + 16
+
+
+@pytest.mark.parametrize("segments", [1, 3])
+def test_gradient_through_a_run_is_the_finite_difference(x64, segments):
+    # seven steps in three segments of three: the last is not full
+    levels = schedules.cosine()(np.linspace(0.95, 0.05, 8))
+    x = jnp.asarray(X[:3], jnp.float64)
+
+    @jax.jit
+    def loss(shift, x):
+        denoise = lambda x, level: jnp.tanh(x + shift * level.sigma)
+        return jnp.sum(sample(KEY, x, denoise, ancestral(), levels, segments=segments) ** 3)
+
+    shift = jnp.asarray(0.3)
+    to_shift, to_x = jax.jit(jax.grad(loss, argnums=(0, 1)))(shift, x)
+    h = 1e-5
+    difference = (loss(shift + h, x) - loss(shift - h, x)) / (2 * h)
+    np.testing.assert_allclose(to_shift, difference, rtol=1e-7)
+    along = jnp.cos(jnp.arange(6.0)).reshape(3, 2)
+    difference = (loss(shift, x + h * along) - loss(shift, x - h * along)) / (2 * h)
+    np.testing.assert_allclose(jnp.sum(to_x * along), difference, rtol=1e-7)
+
+
+def test_segments_do_not_change_the_result():
+    run_in_segments = jax.jit(lambda x: sample(KEY, x, DENOISE, ancestral(), LEVELS, segments=4))
+    np.testing.assert_allclose(run_in_segments(X), run(KEY, X), rtol=1e-5, atol=1e-6)
+
+
 def test_initial_noise_has_the_variance_of_unit_data_at_the_level():
     level = NoiseLevel(jnp.array(1.0), jnp.array(1.0), jnp.array(7.0))
     x = initial_noise(KEY, (4, 5000), level)
@@ -221,6 +269,16 @@ def test_half_precision_is_sampled_in_float32_and_float64_levels_in_float64():
             lambda: sample(KEY, jnp.ones((2, 2), jnp.int32), DENOISE, ddim(), LEVELS),
             TypeError,
             "int32",
+        ),
+        (
+            lambda: sample(KEY, X, DENOISE, ddim(), LEVELS, segments=7),
+            ValueError,
+            "1 to 6 segments",
+        ),
+        (
+            lambda: sample(KEY, X, DENOISE, ddim(), LEVELS, segments=2, num_steps=3),
+            ValueError,
+            "without num_steps",
         ),
         (
             lambda: sample(jax.random.PRNGKey(0), X, DENOISE, ddim(), LEVELS),
