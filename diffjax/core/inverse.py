@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from diffjax.core.arguments import at_least_float32
-from diffjax.core.levels import NoiseLevel, Schedule
+from diffjax.core.levels import NoiseLevel, Schedule, vp_level
 
 LevelAt = Callable[[Array], NoiseLevel]
 
@@ -27,6 +27,7 @@ def level_at(schedule: Schedule) -> LevelAt:
     Solvers use it to visit levels between those of the grid. The clock of a table is interpolated
     in the logarithm of the ratio, and stays within 0 .. T - 1 (-1 at the ratio 0); that of a
     schedule in continuous time is found by bisection, unless the schedule has a method `at_ratio`.
+    A ratio beyond the ends of the schedule is kept, and told the time of that end.
 
     >>> from diffjax.core.schedules import cosine
     >>> level_at(cosine())(jnp.array(1.0)).sigma.round(4)
@@ -34,7 +35,16 @@ def level_at(schedule: Schedule) -> LevelAt:
     """
     if hasattr(schedule, "at_ratio"):
         return schedule.at_ratio
-    return lambda ratio: schedule(time_at(schedule, ratio))
+    return lambda ratio: _level_by_bisection(schedule, ratio)
+
+
+def _level_by_bisection(schedule: Schedule, ratio: Array) -> NoiseLevel:
+    ratio = at_least_float32(ratio)
+    level = schedule(time_at(schedule, ratio))
+    # the ratio itself, also where no time has it exactly
+    norm = jnp.hypot(level.alpha, level.sigma)
+    exact = vp_level(level.t, ratio)
+    return exact._replace(alpha=norm * exact.alpha, sigma=norm * exact.sigma)
 
 
 def time_at(schedule: Schedule, ratio: Array) -> Array:

@@ -102,6 +102,13 @@ def logsnr(level: NoiseLevel) -> Array:
     return 2.0 * (jnp.log(level.alpha) - jnp.log(level.sigma))
 
 
+def ratio_of(level: NoiseLevel) -> Array:
+    """sigma / alpha, which EDM and k-diffusion call sigma; infinite at alpha = 0."""
+    # double where: the gradient of the untaken branch is NaN at alpha = 0
+    signal = level.alpha > 0
+    return jnp.where(signal, level.sigma / jnp.where(signal, level.alpha, 1.0), jnp.inf)
+
+
 def add_noise(x0: Array, eps: Array, level: NoiseLevel) -> Array:
     """Noise clean data to a level in one go: x = alpha x0 + sigma eps, the DDPM `q_sample`.
 

@@ -1,4 +1,4 @@
-"""Variance-preserving schedules in continuous time, told by their betas or their signal.
+"""Schedules of the VP and sub-VP SDEs in continuous time, told by their betas or their signal.
 
 Times are floats in [0, 1]: 0 is data, 1 is noise. Each schedule is written so that neither alpha
 nor sigma is the difference of two nearly equal numbers.
@@ -25,9 +25,21 @@ class Linear:
 
     def __call__(self, t: ArrayLike) -> NoiseLevel:
         t = continuous_time(t)
-        return _from_log_alpha(
-            t, -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
-        )
+        return _from_log_alpha(t, _linear_log_alpha(t, self.beta_min, self.beta_max))
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class SubVp:
+    """Sub-VP SDE with beta(t) linear in t: see `sub_vp`."""
+
+    beta_min: Array | float = 0.1
+    beta_max: Array | float = 20.0
+
+    def __call__(self, t: ArrayLike) -> NoiseLevel:
+        t = continuous_time(t)
+        log_alpha = _linear_log_alpha(t, self.beta_min, self.beta_max)
+        return NoiseLevel(t, jnp.exp(log_alpha), -jnp.expm1(2.0 * log_alpha))
 
 
 @register_dataclass
@@ -107,6 +119,28 @@ def linear(beta_min: float = 0.1, beta_max: float = 20.0) -> Linear:
     return Linear(beta_min, beta_max)
 
 
+def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> SubVp:
+    """The sub-VP SDE: the signal of the VP SDE, with less noise.
+
+        alpha as for `linear`,    sigma = 1 - alpha^2
+
+    (the VP SDE has the square root). Its SDE is another one too: the drift -beta x / 2 is the
+    same, the squared diffusion is beta (1 - alpha^4) instead of beta. Nothing needs to be told:
+    `sde.drift_and_diffusion` and the forward kernels of `levels` follow from alpha and sigma.
+    Source: Score SDE, arXiv:2011.13456, Eqs. 12 and 29.
+
+    Args:
+      beta_min, beta_max: rates at t = 0 and t = 1, positive.
+
+    >>> level = sub_vp()(jnp.array(0.5))
+    >>> round(float(level.alpha**2 + level.sigma), 6)
+    1.0
+    """
+    check_order("sub_vp", beta_min=beta_min, beta_max=beta_max)
+    check_positive("sub_vp", beta_min=beta_min)
+    return SubVp(beta_min, beta_max)
+
+
 def scaled_linear(beta_min: float = 0.85, beta_max: float = 12.0) -> ScaledLinear:
     """Continuous-time limit of latent diffusion's schedule: sqrt(beta(t)) is linear in t.
 
@@ -157,6 +191,11 @@ def sigmoid(start: float = -3.0, end: float = 3.0, temperature: float = 1.0) -> 
     check_order("sigmoid", start=start, end=end)
     check_positive("sigmoid", temperature=temperature)
     return Sigmoid(start, end, temperature)
+
+
+def _linear_log_alpha(t: Array, beta_min: Array | float, beta_max: Array | float) -> Array:
+    """Minus half the integral of the rate beta_min + t (beta_max - beta_min)."""
+    return -0.25 * t**2 * (beta_max - beta_min) - 0.5 * t * beta_min
 
 
 def _from_log_alpha(t: Array, log_alpha: Array) -> NoiseLevel:

@@ -1,12 +1,17 @@
-"""Schedules against their formulas in extended precision, and tables against their limits."""
+"""Every schedule: its formula in extended precision, its ends, its inverse, its gradients."""
+
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.core import schedules
-from diffjax.core.levels import NoiseLevel, logsnr
+from diffjax.core import densities, schedules
+from diffjax.core.inverse import time_at
+from diffjax.core.levels import NoiseLevel, logsnr, ratio_of
+from diffjax.core.schedules import SCHEDULES
+from diffjax.core.vp_schedules import Linear
 
 
 def squared_cosine(t):
@@ -27,199 +32,200 @@ def scaled_linear_signal(t):
     return np.exp(-(root**3 - start**3) / (3 * (end - start)))
 
 
-# the schedule and its alpha^2 as the papers write it
-CONTINUOUS = {
-    "linear": (schedules.linear(), lambda t: np.exp(-t * (0.1 + t * 19.9 / 2))),
-    "scaled_linear": (schedules.scaled_linear(), scaled_linear_signal),
-    "cosine": (schedules.cosine(), squared_cosine),
-    "sigmoid": (schedules.sigmoid(), sigmoid_signal),
-}
-TABLES = {
-    "linear_betas": schedules.linear_betas(),
-    "scaled_linear_betas": schedules.scaled_linear_betas(),
-    "cosine_betas": schedules.cosine_betas(),
-    "sigmoid_betas": schedules.sigmoid_betas(),
-    "zero_terminal_snr": schedules.zero_terminal_snr(schedules.linear_betas()),
-    "final_alpha": schedules.from_betas(np.full(20, 0.1), final_alpha_cumprod=0.9),
-}
-every_continuous = pytest.mark.parametrize("name", CONTINUOUS)
-every_table = pytest.mark.parametrize("name", TABLES)
+def linear_signal(t):
+    return np.exp(-t * (0.1 + t * 19.9 / 2))
 
 
-@every_continuous
+def laplace_signal(t):
+    return 1 / (1 + np.exp(np.sign(0.5 - t) * 0.5 * np.log(1 - 2 * np.abs(t - 0.5))))
+
+
+def log_linear_signal(t):
+    return 1 / (1 + np.exp(-13.3 + 18.3 * t))
+
+
+def rising(smallest, largest, rho):
+    """Squares of sigmas whose roots are evenly spaced; rho 0 stands for logarithms."""
+    if rho == 0:
+        return lambda t: (smallest * (np.longdouble(largest) / smallest) ** t) ** 2
+    low, high = (np.longdouble(end) ** (1 / np.longdouble(rho)) for end in (smallest, largest))
+    return lambda t: (low + t * (high - low)) ** (2 * rho)
+
+
+# alpha^2 and sigma^2 as the papers write them
+FORMULAS = {
+    "linear": (linear_signal, lambda t: 1 - linear_signal(t)),
+    "sub_vp": (linear_signal, lambda t: (1 - linear_signal(t)) ** 2),
+    "scaled_linear": (scaled_linear_signal, lambda t: 1 - scaled_linear_signal(t)),
+    "cosine": (squared_cosine, lambda t: 1 - squared_cosine(t)),
+    "sigmoid": (sigmoid_signal, lambda t: 1 - sigmoid_signal(t)),
+    "laplace": (laplace_signal, lambda t: 1 - laplace_signal(t)),
+    "log_linear": (log_linear_signal, lambda t: 1 - log_linear_signal(t)),
+    "variance_exploding": (np.ones_like, rising(0.01, 50.0, 0)),
+    "edm_sigmas": (np.ones_like, rising(0.002, 80.0, 7)),
+    "flow": (lambda t: (1 - t) ** 2, lambda t: t**2),
+}
+BUILT = {name: build() for name, build in SCHEDULES.items()}
+# compositions, which must do all that the others do
+BUILT["shifted"] = schedules.shifted(schedules.cosine(), 2.0)
+BUILT["shifted_flow"] = schedules.shifted(schedules.flow(clock=1000.0), 3.0)
+BUILT["shifted_table"] = schedules.shifted(schedules.linear_betas(), 2.0)
+BUILT["resampled"] = schedules.resampled(schedules.edm_sigmas(), densities.log_normal())
+BUILT["between"] = schedules.between(schedules.linear(), 1e-3, 1.0)
+ENDS_CLEAN = {"linear", "sub_vp", "scaled_linear", "cosine", "sigmoid", "laplace", "flow"}
+ENDS_IN_PURE_NOISE = {"cosine", "sigmoid", "laplace", "flow", "shifted", "shifted_flow"}
+SCALED = {"sub_vp", "variance_exploding", "edm_sigmas", "flow", "geometric_sigmas",
+          "shifted_flow", "resampled"}  # fmt: skip
+
+
+@cache
+def compiled():
+    """Levels of every schedule over its times, and what its inverse makes of them: one program."""
+
+    def run(built):
+        levels, again, times = {}, {}, {}
+        for name, schedule in built.items():
+            levels[name] = schedule(times_of(schedule))
+            inner = jax.tree.map(lambda leaf: leaf[1:-1:30], levels[name])
+            again[name] = schedules.level_at(schedule)(ratio_of(inner))
+            times[name] = schedules.time_of(schedule, inner)
+        return levels, again, times
+
+    return jax.jit(run)(BUILT)
+
+
+every_formula = pytest.mark.parametrize("name", FORMULAS)
+every_schedule = pytest.mark.parametrize("name", BUILT)
+
+
+def times_of(schedule):
+    """Times from clean to noisy: the steps of a table, or floats."""
+    steps = schedules.num_train_steps(schedule)
+    if steps is None:
+        return np.linspace(0, 1, 250).astype(np.float32)
+    return np.arange(0, steps, 4)
+
+
+def test_every_continuous_schedule_has_its_formula_here():
+    continuous = {name for name in SCHEDULES if schedules.num_train_steps(BUILT[name]) is None}
+    assert continuous == FORMULAS.keys()
+
+
+@every_formula
 def test_float32_has_full_relative_accuracy_up_to_both_ends(name):
-    schedule, signal = CONTINUOUS[name]
     edge = np.array([1e-4, 1e-3, 1e-2])
     t = np.concatenate([edge, np.linspace(0.05, 0.95, 19), 1 - edge[::-1]]).astype(np.float32)
-    level = schedule(t)
-    exact = signal(t.astype(np.longdouble))
+    level = BUILT[name](t)
     assert level.alpha.dtype == level.sigma.dtype == jnp.float32
-    np.testing.assert_allclose(level.alpha, np.sqrt(exact).astype(float), rtol=3e-6)
-    np.testing.assert_allclose(level.sigma, np.sqrt(1 - exact).astype(float), rtol=3e-6)
+    for got, formula in zip(level[1:], FORMULAS[name]):
+        exact = np.sqrt(formula(t.astype(np.longdouble))).astype(float)
+        np.testing.assert_allclose(got, exact, rtol=3e-6)
 
 
-@every_continuous
+@pytest.mark.parametrize("name", sorted(ENDS_CLEAN | ENDS_IN_PURE_NOISE))
 def test_continuous_time_runs_from_data_to_noise(name):
-    level = CONTINUOUS[name][0](jnp.array([0.0, 1.0]))
-    np.testing.assert_allclose(level.alpha[0], 1.0, rtol=1e-7)
-    assert level.sigma[0] == 0.0
-    if name in ("cosine", "sigmoid"):
-        assert level.alpha[1] == 0.0
+    level = BUILT[name](jnp.array([0.0, 1.0]))
+    if name in ENDS_CLEAN:
+        np.testing.assert_allclose(level.alpha[0], 1.0, rtol=1e-7)
+        assert level.sigma[0] == 0.0
+    assert (level.alpha[1] == 0.0) == (name in ENDS_IN_PURE_NOISE)
     np.testing.assert_allclose(level.sigma[1], 1.0, atol=0.01)
 
 
-def times_of(name):
-    if name in CONTINUOUS:
-        return CONTINUOUS[name][0], np.linspace(0, 1, 500).astype(np.float32)
-    return TABLES[name], np.arange(-1, TABLES[name].num_train_steps)
+@every_schedule
+def test_snr_falls_and_variance_is_preserved_where_it_should_be(name):
+    level = compiled()[0][name]
+    # but for the last digit of numbers near 1
+    assert np.all(np.diff(level.alpha) <= 1e-7)
+    assert np.all(np.diff(level.sigma) >= -2e-7)
+    assert np.all(np.diff(logsnr(level)) < 0)
+    # a shift leads beyond the noisiest level of a table, whose time is told there
+    assert np.all(np.diff(level.t) >= (0 if name == "shifted_table" else 1e-7))
+    preserved = np.allclose(np.square(level.alpha) + np.square(level.sigma), 1.0, rtol=1e-6)
+    assert preserved == (name not in SCALED)
 
 
-@pytest.mark.parametrize("name", [*CONTINUOUS, *TABLES])
-def test_variance_is_preserved_and_snr_falls(name):
-    schedule, t = times_of(name)
-    level = schedule(t)
-    np.testing.assert_allclose(np.square(level.alpha) + np.square(level.sigma), 1.0, rtol=1e-6)
-    assert np.all(np.diff(level.alpha) <= 0)
-    assert np.all(np.diff(level.sigma) >= 0)
-    assert np.all(np.diff(logsnr(level)) < 0) or name == "final_alpha"
-    assert np.all(level.t == t)
+def test_gradients_with_respect_to_time_and_parameters_are_finite_at_the_ends():
+    smooth = {name: BUILT[name] for name in BUILT if not hasattr(BUILT[name], "logsnr")}
+
+    def total(built, t):
+        levels = [schedule(t[name]) for name, schedule in built.items()]
+        return sum(jnp.sum(level.alpha + 2.0 * level.sigma) for level in levels)
+
+    times = {name: jnp.array([0.0, 0.3, 1.0]) for name in smooth}
+    times["shifted_table"] = jnp.array([0.0, 300.5, 999.0])
+    by_schedule, by_time = jax.jit(jax.grad(total, argnums=(0, 1), allow_int=True))(smooth, times)
+    for name, slope in by_time.items():
+        assert np.all(np.isfinite(slope)), name
+        assert np.any(slope != 0), name
+    for name, slopes in by_schedule.items():
+        slopes = jax.tree.leaves(slopes)
+        assert all(np.all(np.isfinite(slope)) for slope in slopes), name
+        assert not slopes or any(np.any(slope != 0) for slope in slopes), name
 
 
-@every_continuous
-def test_gradients_with_respect_to_time_and_parameters_are_finite_at_the_ends(name):
-    def total(schedule, t):
-        level = schedule(t)
-        return jnp.sum(level.alpha + level.sigma)
-
-    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(
-        CONTINUOUS[name][0], jnp.array([0.0, 0.3, 1.0])
-    )
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradients))
-    assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(gradients[0]))
+@every_schedule
+def test_jit_takes_a_schedule_as_an_argument(name):
+    schedule = BUILT[name]
+    for got, expected in zip(compiled()[0][name], schedule(times_of(schedule))):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [*CONTINUOUS, *TABLES])
-def test_schedule_is_a_pytree_that_jit_and_vmap_take_as_an_argument(name):
-    schedule, t = times_of(name)
-    t = t[::7].astype(np.float32)
-    run = jax.jit(lambda schedule, t: jax.vmap(schedule)(t))
-    for got, expected in zip(run(schedule, t), schedule(t)):
-        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
+@every_schedule
+def test_levels_are_float32_when_a_model_computes_in_half_precision(name):
+    """Of bfloat16 times and ratios too: alphas of 8 bits would cancel in every solver."""
+    schedule, half = BUILT[name], jnp.asarray([0.25, 0.75], jnp.bfloat16)
+    for make in (schedule, schedules.level_at(schedule)):
+        level = make(half)
+        assert all(leaf.dtype == jnp.float32 for leaf in level)
+        for got, expected in zip(level, make(half.astype(jnp.float32))):
+            np.testing.assert_array_equal(got, expected)
 
 
-def test_table_takes_concrete_times_inside_jit():
-    steps = jnp.array([0, 5])
-    level = jax.jit(lambda: TABLES["linear_betas"](steps))()
-    np.testing.assert_array_equal(level.alpha, TABLES["linear_betas"](steps).alpha)
+@every_schedule
+def test_level_of_a_ratio_is_the_level_whose_ratio_it_is(name):
+    levels, again, times = (result[name] for result in compiled())
+    level = jax.tree.map(lambda leaf: leaf[1:-1:30], levels)
+    np.testing.assert_allclose(again.alpha, level.alpha, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(again.sigma, level.sigma, rtol=2e-5)
+    np.testing.assert_allclose(again.t, level.t, rtol=2e-4)
+    t = times_of(BUILT[name])[1:-1:30]
+    inside = level.t < 998 if name == "shifted_table" else slice(None)
+    np.testing.assert_allclose(times[inside], t[inside], rtol=2e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [*CONTINUOUS, *TABLES])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_levels_of_half_precision_times_are_float32(name, dtype):
-    schedule, _ = times_of(name)
-    level = schedule(jnp.asarray([0.25, 0.75], dtype))
-    assert all(leaf.dtype == jnp.float32 for leaf in level)
-    for got, expected in zip(level, schedule(jnp.array([0.25, 0.75]))):
-        np.testing.assert_array_equal(got, expected)
+def test_inverse_reaches_clean_data_and_pure_noise():
+    ratios = jnp.array([0.0, jnp.inf])
+    run = jax.jit(lambda built: {name: schedules.level_at(built[name])(ratios) for name in built})
+    for name, level in run(BUILT).items():
+        assert level.sigma[0] == 0.0, name
+        assert np.all(np.isfinite(level.t)), name
+        if name not in {"variance_exploding", "edm_sigmas", "geometric_sigmas", "resampled"}:
+            assert level.alpha[1] == 0.0, name
 
 
-def test_betas_are_the_variances_of_the_chain():
-    betas = np.array([0.1, 0.2, 0.05, 0.5])
-    table = schedules.from_betas(betas)
-    np.testing.assert_allclose((table.alpha[1:] / table.alpha[:-1]) ** 2, 1 - betas, rtol=1e-12)
-    assert table.alpha[0] == 1.0
-    assert table.sigma[0] == 0.0
-    snr = table.alpha[1:] ** 2 / table.sigma[1:] ** 2
-    np.testing.assert_allclose(table.logsnr[1:], np.log(snr), rtol=1e-12)
-    assert table.logsnr[0] == np.inf
+def test_inverse_has_the_derivative_of_a_root(x64):
+    """By bisection too: sigma of a straight flow, and of a preserved variance, is known."""
+    ratio, straight = jnp.array([0.1, 1.0, 5.0]), lambda t: NoiseLevel(t, 1.0 - t, t)
+
+    def sigmas(ratio):
+        made = [schedules.level_at(schedule)(ratio) for schedule in (schedules.cosine(), straight)]
+        return jnp.stack([level.sigma for level in made])
+
+    sigma, slope = jax.jit(lambda r: jax.jvp(sigmas, (r,), (jnp.ones_like(r),)))(ratio)
+    expected = [ratio / np.sqrt(1 + ratio**2), ratio / (1 + ratio)]
+    np.testing.assert_allclose(sigma, expected, rtol=1e-9)
+    np.testing.assert_allclose(slope, [(1 + ratio**2) ** -1.5, (1 + ratio) ** -2.0], rtol=1e-7)
 
 
-def test_named_tables_have_the_betas_of_their_papers():
-    def betas(table):
-        return 1 - (table.alpha[1:] / table.alpha[:-1]) ** 2
+def test_time_of_a_ratio_is_differentiable_in_the_parameters_of_the_schedule(x64):
+    def time(beta_max):
+        return time_at(Linear(0.1, beta_max), jnp.array(0.7))
 
-    linear = betas(TABLES["linear_betas"])
-    np.testing.assert_allclose(linear[[0, -1]], [1e-4, 0.02], rtol=1e-9)
-    np.testing.assert_allclose(np.diff(linear), (0.02 - 1e-4) / 999, rtol=1e-6)
-    scaled = betas(TABLES["scaled_linear_betas"])
-    np.testing.assert_allclose(scaled[[0, -1]], [0.00085, 0.012], rtol=1e-9)
-    np.testing.assert_allclose(np.diff(np.sqrt(scaled), 2), 0.0, atol=1e-12)
-    cosine = betas(TABLES["cosine_betas"])
-    np.testing.assert_allclose(cosine[-1], 0.999, rtol=1e-9)
-    sigmoid = betas(TABLES["sigmoid_betas"])
-    np.testing.assert_allclose(sigmoid + sigmoid[::-1], 1e-4 + 0.02, rtol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("make", "limit"),
-    [
-        (lambda T: schedules.linear_betas(0.1 / T, 20.0 / T, num_steps=T), schedules.linear()),
-        (
-            lambda T: schedules.scaled_linear_betas(0.85 / T, 12.0 / T, num_steps=T),
-            schedules.scaled_linear(),
-        ),
-        (lambda T: schedules.cosine_betas(num_steps=T), schedules.cosine()),
-    ],
-)
-def test_table_tends_to_its_continuous_limit(make, limit):
-    # step k of T ends at time (k + 1) / T
-    errors = []
-    for T in (1000, 10_000):
-        k = np.array([T // 10, T // 2, T - T // 10]) - 1
-        gap = np.asarray(make(T)(k).alpha) - np.asarray(
-            limit(((k + 1) / T).astype(np.float32)).alpha
-        )
-        errors.append(np.abs(gap).max())
-    assert errors[1] < 1e-3
-    # of first order; the cosine table is exact but for rounding
-    assert errors[1] < 0.15 * errors[0] or errors[0] < 1e-6
-
-
-@every_table
-def test_interpolated_table_meets_its_steps_and_falls_between_them(name):
-    table = TABLES[name]
-    T = table.num_train_steps
-    steps = np.unique(np.concatenate([[-1, 0, 1], np.linspace(2, T - 1, 15).astype(int)]))
-    for got, expected in zip(table(steps.astype(np.float32)), table(steps)):
-        np.testing.assert_allclose(got, expected, rtol=2e-6, atol=1e-30)
-    between = table(np.linspace(-1, T - 1, 4 * T + 1).astype(np.float32))
-    assert np.all(np.diff(between.alpha) <= 1e-7)
-    np.testing.assert_allclose(np.square(between.alpha) + np.square(between.sigma), 1, rtol=1e-6)
-
-
-def test_zero_terminal_snr_keeps_the_first_step_and_ends_in_pure_noise():
-    before = TABLES["linear_betas"]
-    after = schedules.zero_terminal_snr(before)
-    np.testing.assert_allclose(after.alpha[1], before.alpha[1], rtol=1e-15)
-    assert after.alpha[-1] == 0.0
-    assert after.sigma[-1] == 1.0
-    # affine in alpha
-    np.testing.assert_allclose(
-        np.diff(after.alpha[1:]) / np.diff(before.alpha[1:]),
-        after.alpha[1] / np.ptp(before.alpha[1:]),
-    )
-    np.testing.assert_array_equal(schedules.zero_terminal_snr(after).alpha, after.alpha)
-
-
-@pytest.mark.parametrize("num_steps", [2, 3, 5, 10, 100])
-def test_zero_terminal_snr_takes_tables_that_end_with_a_trace_of_noise(num_steps):
-    betas = np.linspace(1e-4, 0.02, num_steps)
-    table = schedules.from_betas(betas, final_alpha_cumprod=1 - betas[0])
-    after = schedules.zero_terminal_snr(table)
-    np.testing.assert_allclose(after.alpha[0], table.alpha[0], rtol=1e-15)
-    assert after.alpha[-1] == 0.0
-
-
-def test_last_level_of_sampling_may_keep_a_trace_of_noise():
-    level = TABLES["final_alpha"](-1)
-    np.testing.assert_allclose(np.square(level.alpha), 0.9, rtol=1e-6)
-
-
-def test_tables_can_be_compared_and_hashed_though_they_hold_arrays():
-    table = schedules.linear_betas()
-    assert table == table
-    assert table != schedules.linear_betas()
-    assert len({table, table}) == 1
+    value, slope = jax.jit(jax.value_and_grad(time))(20.0)
+    # log(1 + ratio^2) = t beta_min + t^2 (beta_max - beta_min) / 2 at every beta_max
+    np.testing.assert_allclose(0.1 * value + 9.95 * value**2, np.log(1.49), rtol=1e-9)
+    np.testing.assert_allclose(slope, -0.5 * value**2 / (0.1 + 19.9 * value), rtol=1e-7)
 
 
 def test_number_of_training_steps_is_known_for_tables_only():
@@ -233,13 +239,18 @@ def test_number_of_training_steps_is_known_for_tables_only():
     [
         (lambda: schedules.linear(2.0, 1.0), ValueError, "beta_max is 1.0"),
         (lambda: schedules.linear(-1.0, 1.0), ValueError, "beta_min is -1.0"),
+        (lambda: schedules.sub_vp(2.0, 1.0), ValueError, "sub_vp: beta_min is 2.0"),
         (lambda: schedules.scaled_linear(0.0, 1.0), ValueError, "must be positive"),
         (lambda: schedules.cosine(-0.1), ValueError, "offset is -0.1"),
         (lambda: schedules.sigmoid(temperature=0.0), ValueError, "temperature is 0.0"),
         (lambda: schedules.sigmoid(1.0, 1.0), ValueError, "end is 1.0"),
+        (lambda: schedules.laplace(scale=0.0), ValueError, "scale is 0.0"),
+        (lambda: schedules.log_linear(-5.0, 5.0), ValueError, "start is -5.0"),
+        (lambda: schedules.variance_exploding(0.0, 5.0), ValueError, "sigma_min is 0.0"),
         (lambda: schedules.linear_betas(num_steps=0), ValueError, "num_steps is 0"),
         (lambda: schedules.linear_betas(0.02, 1e-4), ValueError, "must be larger"),
         (lambda: schedules.cosine_betas(num_steps=-1), ValueError, "at least one step"),
+        (lambda: schedules.geometric_sigmas(1.0, 0.1), ValueError, "sigma_max is 0.1"),
         (lambda: schedules.from_betas(np.array([0.1, 1.0, 0.1])), ValueError, "only the last"),
         (lambda: schedules.from_betas(np.array([0.1, np.nan])), ValueError, "must be in"),
         (lambda: schedules.from_betas(np.zeros((2, 2))), ValueError, "one-dimensional"),
@@ -248,13 +259,23 @@ def test_number_of_training_steps_is_known_for_tables_only():
         (lambda: schedules.from_alphas_cumprod(np.array([])), ValueError, "not empty"),
         (lambda: schedules.zero_terminal_snr(schedules.cosine()), TypeError, "Cosine"),
         (
+            lambda: schedules.zero_terminal_snr(schedules.geometric_sigmas()),
+            ValueError,
+            "preserve the variance",
+        ),
+        (
             lambda: schedules.zero_terminal_snr(schedules.linear_betas(num_steps=1)),
             ValueError,
             "1 step",
         ),
         (lambda: schedules.cosine()(3), TypeError, "Was a table meant"),
+        (lambda: schedules.flow()(3), TypeError, "Was a table meant"),
         (lambda: schedules.linear_betas()(1000), ValueError, "-1 .clean. .. 999"),
         (lambda: schedules.linear_betas()(-2), ValueError, "from -2"),
+        (lambda: schedules.shifted(schedules.flow(), 0.0), ValueError, "shift is 0.0"),
+        (lambda: schedules.between(schedules.flow(), 0.5, 0.1), ValueError, "end is 0.1"),
+        (lambda: schedules.between(schedules.flow(), 0.5, 2.0), ValueError, "inside of .0, 1."),
+        (lambda: schedules.between(schedules.linear_betas(), 0.0, 1.0), TypeError, "table"),
     ],
 )
 def test_errors_name_the_argument(make, error, words):

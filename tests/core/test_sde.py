@@ -16,6 +16,11 @@ def vp(beta):
     return -0.5 * beta, beta
 
 
+def sub_vp(t):
+    beta, signal = 0.1 + 19.9 * t, np.exp(-t * (0.1 + t * 19.9 / 2))
+    return -0.5 * beta, beta * (1 - signal**2)
+
+
 def scaled_linear_rate(t):
     return (np.sqrt(0.85) + t * (np.sqrt(12) - np.sqrt(0.85))) ** 2
 
@@ -23,6 +28,7 @@ def scaled_linear_rate(t):
 # the schedule, its drift and squared diffusion as the papers write them
 CLOSED_FORMS = {
     "linear": (schedules.linear(), lambda t: vp(0.1 + 19.9 * t)),
+    "sub_vp": (schedules.sub_vp(), sub_vp),
     "scaled_linear": (schedules.scaled_linear(), lambda t: vp(scaled_linear_rate(t))),
     "cosine": (
         schedules.cosine(),
