@@ -4,6 +4,9 @@ python experiments/train.py
 
 Small images are a matter of compilation and of matrix products: 2x2 patches leave 4x4 and 2x2
 positions, where a 3x3 convolution sees everything and attention adds nothing but time.
+
+Two CPU cores, about 6 minutes. Expected, by 50-step DDIM: agreement 0.99, Fréchet ratio below 1.3,
+recall 0.90. Measured, the worst of three seeds: 0.994, 0.96, 0.916 (README.md has the whole table).
 """
 
 from config import Config, DataConfig, DiffusionConfig, OptimizerConfig
