@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from diffjax.core import exact, grids, levels, losses, parameterizations, posterior, schedules
 from diffjax.core.grids import from_times, full, leading, linspace, quadratic, trailing, uniform
 from diffjax.core.integrators import dormand_prince, runge_kutta
+from diffjax.core.interpolation import slerp
 from diffjax.core.keys import BatchKeys, batch_keys, sample_keys
 from diffjax.core.levels import NoiseLevel, add_noise, logsnr, q_posterior, q_step
 from diffjax.core.likelihood import (
@@ -253,6 +254,7 @@ __all__ = [
     "score",
     "sigmoid",
     "sigmoid_betas",
+    "slerp",
     "target",
     "tiled",
     "trailing",
