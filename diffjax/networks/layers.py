@@ -142,7 +142,7 @@ class SelfAttention(nnx.Module):
 
     Args:
       channels: of input and output.
-      head_dim: channels of each head; None for a single head.
+      head_dim: channels of each head, of which there are as many as fit; None for a single head.
       num_groups: of the GroupNorm in front, see there; 0 for none.
       residual_scale: factor on the sum.
     """
@@ -158,17 +158,17 @@ class SelfAttention(nnx.Module):
         zero: bool,
         rngs: nnx.Rngs,
     ):
-        head_dim = channels if head_dim is None else head_dim
-        require_divisible(channels, head_dim, "the channels of an attention", "head_dim")
-        self.head_dim = head_dim
+        self.head_dim = channels if head_dim is None else head_dim
+        require_heads(channels, self.head_dim)
+        inner = channels // self.head_dim * self.head_dim
         self.residual_scale = residual_scale
         self.normalised = num_groups != 0
         if self.normalised:
             self.group_norm = GroupNorm(channels, num_groups, eps=eps)
-        self.to_q = Linear(channels, channels, rngs=rngs)
-        self.to_k = Linear(channels, channels, rngs=rngs)
-        self.to_v = Linear(channels, channels, rngs=rngs)
-        self.to_out = nnx.List([Linear(channels, channels, zero=zero, rngs=rngs)])
+        self.to_q = Linear(channels, inner, rngs=rngs)
+        self.to_k = Linear(channels, inner, rngs=rngs)
+        self.to_v = Linear(channels, inner, rngs=rngs)
+        self.to_out = nnx.List([Linear(inner, channels, zero=zero, rngs=rngs)])
 
     def __call__(self, x: Array) -> Array:
         """x: [B, *spatial, channels]."""
@@ -176,7 +176,7 @@ class SelfAttention(nnx.Module):
         h = h.reshape(x.shape[0], -1, x.shape[-1])
         heads = (*h.shape[:2], -1, self.head_dim)
         q, k, v = (project(h).reshape(heads) for project in (self.to_q, self.to_k, self.to_v))
-        mixed = operations.attention(q, k, v).reshape(h.shape)
+        mixed = operations.attention(q, k, v).reshape(*h.shape[:2], -1)
         return (x + self.to_out[0](mixed).reshape(x.shape)) * self.residual_scale
 
 
@@ -374,6 +374,12 @@ def sinusoidal_features(
         else [jnp.sin(angles), jnp.cos(angles)]
     )
     return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, features % 2)))
+
+
+def require_heads(channels: int, head_dim: int) -> None:
+    """Raise ValueError, naming both, unless a head fits into the channels of an attention."""
+    if not 0 < head_dim <= channels:
+        raise ValueError(f"head_dim is {head_dim}; an attention of {channels} channels has no head")
 
 
 def require_divisible(number: int, divisor: int, what: str, by: str) -> None:

@@ -215,8 +215,8 @@ def fir_downsample(x: Array, taps: Sequence[float]) -> Array:
 def fir_upsample(x: Array, taps: Sequence[float], size: Sequence[int]) -> Array:
     """Put zeros between the elements of every spatial axis, then filter with twice the taps.
 
-    For symmetric taps twice the transpose of `fir_downsample` along each axis; (1, 1) repeats each
-    element.
+    For an even number of symmetric taps twice the transpose of `fir_downsample` along each axis;
+    (1, 1) repeats each element.
 
     Args:
       x: [B, *spatial, C].

@@ -1,8 +1,24 @@
-"""The shape of a UNet as a frozen dataclass, and the shapes of published networks."""
+"""The shape of a UNet as a frozen dataclass."""
 
 from dataclasses import dataclass
 
-from diffjax.networks.layers import require_divisible
+from diffjax.networks.activations import ACTIVATIONS
+from diffjax.networks.layers import require_divisible, require_heads
+
+# how a level is halved or doubled: inside a residual block, or between the blocks
+INSIDE = ("resnet", "biggan", "fir")
+BETWEEN = ("conv", "plain")
+
+CHOICES = {
+    "time_embedding": ("sinusoidal", "fourier", "learned"),
+    "class_embedding": ("table", "timestep", "identity"),
+    "progressive_input": ("none", "sum", "cat", "residual"),
+    "activation": tuple(ACTIVATIONS),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "param_dtype": ("float32", "bfloat16", "float16"),
+    "spatial_dims": (1, 2, 3),
+    "downsample_padding": (0, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -16,30 +32,56 @@ class UNetConfig:
         for samplers, the network itself takes every size that it can halve often enough.
       in_channels, out_channels: of the images; 2 x in_channels come out with a learned variance.
       block_out_channels: channels of each level.
+      stem_channels: of the first convolution, and waves of the clock; None for
+        block_out_channels[0].
       layers_per_block: residual blocks of a level on the way down; one more on the way up.
       attention: for each level, whether self-attention follows its residual blocks.
-      up_attention: the same on the way up; None to mirror `attention`.
+      up_attention: the same on the way up, or "last" for the last block alone; None to mirror
+        `attention`.
       mid_block, mid_attention: whether there is a middle block, and attention in it.
-      head_dim: channels of an attention head; None for a single head.
-      num_groups: of every GroupNorm.
-      mid_attention_groups: of the middle attention's GroupNorm; None as num_groups, 0 for none.
+      head_dim: channels of an attention head, of which as many as fit are taken; None for a single
+        head.
+      num_groups: of every GroupNorm; None for as many as have 4 channels, 32 at most.
+      end_groups: the same in the middle block and in front of the output; None as num_groups.
+      attention_groups, mid_attention_groups: of the norm in front of attention; None as the
+        residual blocks beside it, 0 (in the middle) for none.
+      joined_groups: of the first norm in the residual blocks on the way up of levels with
+        attention; None as num_groups.
       norm_eps: added to the variance in every GroupNorm.
+      activation: of the residual blocks, a name of `diffjax.networks.activations`.
       scale_shift: the time scales and shifts the second norm's output instead of being added
         in front of it.
-      downsample, upsample: "conv", "resnet" (inside a residual block) or "plain" (average pairs,
-        repeat the nearest element), one for all levels or one for each.
+      residual_scale: factor on every sum with a residual branch; 1 / sqrt(2) keeps the variance.
+      mid_residual_scale: the same in the middle block; None as residual_scale.
+      downsample, upsample: how to halve and double, one for all levels or one for each: "conv"
+        (strided; nearest element and convolution), "plain" (average pairs, repeat the nearest
+        element), or inside a residual block: "resnet" as "plain" does it, "biggan" with a
+        convolution in the shortcut besides, "fir" as "biggan" behind the filter `fir_kernel`.
       downsample_padding: 0 pads the convolution of "conv" by one element at the high side, 1 at
         both sides.
+      fir_kernel: taps of the filter of "fir".
+      progressive_input: how the halved image joins the features of each level: "none", "sum",
+        "cat", "residual"; see `diffjax.networks.pyramids`.
+      progressive_output: the output is a sum of images of all levels.
       dropout: probability in every residual block, in training.
-      time_features: size of the time embedding; None for 4 x block_out_channels[0].
+      time_features: size of the time embedding; None for 4 x stem_channels.
+      time_embedding: "sinusoidal" (fixed frequencies), "fourier" (random ones, `GaussianFourier`)
+        or "learned" (a table of num_times steps).
       time_scale: the clock t is multiplied by it; 1000 for a clock in [0, 1].
+      sigma_clock: the clock is a sigma: its logarithm is embedded, and the output is divided by it.
       flip_sin_to_cos, freq_shift: of the sinusoidal features, see `sinusoidal_features`.
+      fourier_scale: standard deviation of the random frequencies.
+      num_times: rows of the learned table.
       num_classes: number of labels; None for a network without labels.
+      class_embedding: "table" for labels that are integers; "timestep" for numbers, embedded as
+        the clock is; "identity" for vectors of time_features, added as they are.
       cond_drop_prob: probability of the null label, num_classes, in training. If positive, the
         label table has a row for it.
       patch_size: side of the blocks of pixels that are moved into the channels before the first
         convolution and back after the last; 2 quarters the work.
       center_input: map inputs from [0, 1] to [-1, 1] first.
+      input_waves: exponents of `binary_waves` of the input, which join it as further channels.
+      add_input: add the input to the output.
       spatial_dims: 1, 2 or 3 spatial axes.
       zero_init: start the residual branches and the output at zero.
       dtype: of the computation, "float32" or "bfloat16"; params, time embedding, normalisation
@@ -52,28 +94,45 @@ class UNetConfig:
     in_channels: int = 3
     out_channels: int = 3
     block_out_channels: tuple[int, ...] = (128, 256, 256, 256)
+    stem_channels: int | None = None
     layers_per_block: int = 2
     attention: tuple[bool, ...] = (False, True, False, False)
-    up_attention: tuple[bool, ...] | None = None
+    up_attention: tuple[bool | str, ...] | None = None
     mid_block: bool = True
     mid_attention: bool = True
     head_dim: int | None = None
-    num_groups: int = 32
+    num_groups: int | None = 32
+    end_groups: int | None = None
+    attention_groups: int | None = None
     mid_attention_groups: int | None = None
+    joined_groups: int | None = None
     norm_eps: float = 1e-6
+    activation: str = "silu"
     scale_shift: bool = False
+    residual_scale: float = 1.0
+    mid_residual_scale: float | None = None
     downsample: str | tuple[str, ...] = "conv"
     upsample: str | tuple[str, ...] = "conv"
     downsample_padding: int = 0
+    fir_kernel: tuple[float, ...] = (1.0, 3.0, 3.0, 1.0)
+    progressive_input: str = "none"
+    progressive_output: bool = False
     dropout: float = 0.0
     time_features: int | None = None
+    time_embedding: str = "sinusoidal"
     time_scale: float = 1.0
+    sigma_clock: bool = False
     flip_sin_to_cos: bool = False
     freq_shift: float = 1.0
+    fourier_scale: float = 16.0
+    num_times: int | None = None
     num_classes: int | None = None
+    class_embedding: str = "table"
     cond_drop_prob: float = 0.0
     patch_size: int = 1
     center_input: bool = False
+    input_waves: tuple[int, ...] = ()
+    add_input: bool = False
     spatial_dims: int = 2
     zero_init: bool = True
     dtype: str = "float32"
@@ -83,37 +142,32 @@ class UNetConfig:
     def __post_init__(self):
         _check_levels(self)
         _check_ranges(self)
+        _check_conditioning(self)
 
     @property
     def time_embedding_features(self) -> int:
         """The size of the time embedding."""
-        return self.time_features or 4 * self.block_out_channels[0]
+        return self.time_features or 4 * self.first_channels
 
+    @property
+    def first_channels(self) -> int:
+        """Channels behind the first convolution."""
+        return self.stem_channels or self.block_out_channels[0]
 
-def ddpm_cifar10(**changes) -> UNetConfig:
-    """DDPM's network for 32x32 images, 35,746,307 parameters (arXiv:2006.11239, appendix B).
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the network has a label besides the clock."""
+        return self.num_classes is not None or self.class_embedding != "table"
 
-    >>> ddpm_cifar10(num_classes=10).dropout
-    0.1
-    """
-    return UNetConfig(**{"dropout": 0.1, **changes})
+    def patch_channels(self, channels: int) -> int:
+        """Channels of an image whose patches have been moved into them."""
+        return channels * self.patch_size**self.spatial_dims
 
-
-def ddpm_celeba64(**changes) -> UNetConfig:
-    """DDPM's network for 64x64 faces: one more halving than for CIFAR-10, attention at 16x16.
-
-    Source: DDIM, arXiv:2010.02502, appendix D.1, which trained DDPM's architecture on CelebA.
-
-    >>> ddpm_celeba64().block_out_channels
-    (128, 256, 256, 256, 512)
-    """
-    faces = {
-        "sample_size": 64,
-        "block_out_channels": (128, 256, 256, 256, 512),
-        "attention": (False, False, True, False, False),
-        "dropout": 0.1,
-    }
-    return UNetConfig(**{**faces, **changes})
+    def entering_channels(self, level: int) -> int:
+        """Channels with which a level begins on the way down, kept for its end on the way up."""
+        if level == 0:
+            return self.first_channels
+        return self.block_out_channels[level - 1] * (1 + (self.progressive_input == "cat"))
 
 
 def _check_levels(config: UNetConfig) -> None:
@@ -129,14 +183,15 @@ def _check_levels(config: UNetConfig) -> None:
     for name in ("downsample", "upsample"):
         value = getattr(config, name)
         for kind in (value,) if isinstance(value, str) else value:
-            if kind not in ("conv", "resnet", "plain"):
-                raise ValueError(f"{name} is {kind!r}; it must be 'conv', 'resnet' or 'plain'")
+            _require_choice(name, kind, BETWEEN + INSIDE)
     for channels in config.block_out_channels:
-        require_divisible(channels, config.num_groups, "block_out_channels", "num_groups")
+        if config.num_groups is not None:
+            require_divisible(channels, config.num_groups, "block_out_channels", "num_groups")
     head_dim, up_attention = config.head_dim, config.up_attention or config.attention
     for channels, down, up in zip(config.block_out_channels, config.attention, up_attention):
+        _require_choice("up_attention", up, (False, True, "last"))
         if head_dim is not None and (down or up):
-            require_divisible(channels, head_dim, "block_out_channels with attention", "head_dim")
+            require_heads(channels, head_dim)
 
 
 def _check_ranges(config: UNetConfig) -> None:
@@ -146,20 +201,39 @@ def _check_ranges(config: UNetConfig) -> None:
     for name in ("dropout", "cond_drop_prob"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be in [0, 1)")
-    for name in ("dtype", "param_dtype"):
-        if str(getattr(config, name)) not in ("float32", "bfloat16", "float16"):
-            raise ValueError(
-                f"{name} is {getattr(config, name)!r}; "
-                "it must be 'float32', 'bfloat16' or 'float16'"
-            )
-    if config.spatial_dims not in (1, 2, 3):
-        raise ValueError(f"spatial_dims is {config.spatial_dims}; it must be 1, 2 or 3")
-    if config.downsample_padding not in (0, 1):
-        raise ValueError(f"downsample_padding is {config.downsample_padding}; it must be 0 or 1")
+    for name, choices in CHOICES.items():
+        _require_choice(name, getattr(config, name), choices)
+    if len(config.fir_kernel) < 2 or not sum(config.fir_kernel):
+        raise ValueError(
+            f"fir_kernel is {config.fir_kernel}; it must have 2 taps or more, whose sum is not 0"
+        )
+    if config.add_input and config.in_channels != config.out_channels:
+        raise ValueError(
+            f"add_input adds {config.in_channels} channels to {config.out_channels}; "
+            "set out_channels to in_channels"
+        )
+
+
+def _check_conditioning(config: UNetConfig) -> None:
+    if (config.num_times is None) == (config.time_embedding == "learned"):
+        raise ValueError(
+            f"time_embedding is {config.time_embedding!r} and num_times {config.num_times}; "
+            "'learned', and it alone, needs the number of times"
+        )
+    if config.class_embedding != "table" and config.num_classes is not None:
+        raise ValueError(
+            f"class_embedding {config.class_embedding!r} takes no integers; leave num_classes out"
+        )
     if config.num_classes is None and config.cond_drop_prob > 0:
         raise ValueError("cond_drop_prob drops labels; give num_classes as well")
-    if config.block_out_channels[0] // 2 <= config.freq_shift:
+    few = config.first_channels // 2 <= config.freq_shift
+    if config.time_embedding == "sinusoidal" and few:
         raise ValueError(
-            f"block_out_channels[0] is {config.block_out_channels[0]}; sinusoidal features with "
+            f"the first convolution has {config.first_channels} channels; sinusoidal features with "
             f"freq_shift {config.freq_shift} need more than {2 * config.freq_shift:g} channels"
         )
+
+
+def _require_choice(name: str, value: object, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")

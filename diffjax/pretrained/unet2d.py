@@ -41,19 +41,21 @@ DEFAULTS: dict[str, Any] = {
     "add_attention": True,
     "class_embed_type": None,
     "num_class_embeds": None,
+    "num_train_timesteps": None,
 }
+
+TIME_EMBEDDINGS = {"positional": "sinusoidal", "fourier": "fourier", "learned": "learned"}
 
 # the values that the UNet here can follow, for keys that it cannot follow everywhere
 SUPPORTED: dict[str, tuple] = {
-    "time_embedding_type": ("positional",),
+    "time_embedding_type": tuple(TIME_EMBEDDINGS),
     "mid_block_type": ("UNetMidBlock2D", None),
-    "mid_block_scale_factor": (1,),
     "downsample_padding": (0, 1),
     "downsample_type": ("conv", "resnet", None),
     "upsample_type": ("conv", "resnet", None),
-    "act_fn": ("silu", "swish"),
+    "act_fn": ("silu", "swish", "mish", "gelu", "relu"),
     "resnet_time_scale_shift": ("default", "scale_shift"),
-    "class_embed_type": (None,),
+    "class_embed_type": (None, "timestep", "identity"),
 }
 
 # block type -> (attention, how it resizes; None as downsample_type or upsample_type says)
@@ -61,11 +63,23 @@ DOWN_BLOCKS = {
     "DownBlock2D": (False, "conv"),
     "AttnDownBlock2D": (True, None),
     "ResnetDownsampleBlock2D": (False, "resnet"),
+    "SkipDownBlock2D": (False, "fir"),
+    "AttnSkipDownBlock2D": (True, "fir"),
 }
 UP_BLOCKS = {
     "UpBlock2D": (False, "conv"),
     "AttnUpBlock2D": (True, None),
     "ResnetUpsampleBlock2D": (False, "resnet"),
+    "SkipUpBlock2D": (False, "fir"),
+    "AttnSkipUpBlock2D": ("last", "fir"),
+}
+
+# names of modules in the Skip blocks -> ours
+SKIP_NAMES = {
+    "resnet_down": "downsamplers.0",
+    "resnet_up": "upsamplers.0",
+    "skip_conv": "pyramid.conv",
+    "skip_norm": "pyramid.norm",
 }
 
 OLD_ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -114,9 +128,7 @@ def unet2d_config(
     _require_supported(saved)
     down = _blocks(saved, "down_block_types", DOWN_BLOCKS, saved["downsample_type"] or "conv")
     up = _blocks(saved, "up_block_types", UP_BLOCKS, saved["upsample_type"] or "conv")[::-1]
-    scale_shift = saved["resnet_time_scale_shift"] == "scale_shift"
-    # without a number of its own, the middle attention has no norm in scale_shift networks
-    mid_groups = saved["attn_norm_num_groups"] or (0 if scale_shift else None)
+    learned = saved["time_embedding_type"] == "learned"
     size = saved["sample_size"]
     return UNetConfig(
         sample_size=tuple(size) if isinstance(size, list) else size,
@@ -124,38 +136,95 @@ def unet2d_config(
         out_channels=saved["out_channels"],
         block_out_channels=tuple(saved["block_out_channels"]),
         layers_per_block=saved["layers_per_block"],
-        attention=tuple(attention for attention, _ in down),
+        attention=tuple(bool(attention) for attention, _ in down),
         up_attention=tuple(attention for attention, _ in up),
         mid_block=saved["mid_block_type"] is not None,
         mid_attention=saved["add_attention"],
         head_dim=saved["attention_head_dim"],
-        num_groups=saved["norm_num_groups"],
-        mid_attention_groups=mid_groups,
         norm_eps=saved["norm_eps"],
-        scale_shift=scale_shift,
+        activation=saved["act_fn"],
+        scale_shift=saved["resnet_time_scale_shift"] == "scale_shift",
+        mid_residual_scale=1 / saved["mid_block_scale_factor"],
         downsample=tuple(resize for _, resize in down),
         upsample=tuple(resize for _, resize in up),
         downsample_padding=saved["downsample_padding"],
         dropout=saved["dropout"],
         time_features=saved["time_embedding_dim"],
+        time_embedding=TIME_EMBEDDINGS[saved["time_embedding_type"]],
+        sigma_clock=saved["time_embedding_type"] == "fourier",
+        num_times=saved["num_train_timesteps"] if learned else None,
         flip_sin_to_cos=saved["flip_sin_to_cos"],
         freq_shift=saved["freq_shift"],
-        num_classes=saved["num_class_embeds"],
+        num_classes=None if saved["class_embed_type"] else saved["num_class_embeds"],
+        class_embedding=saved["class_embed_type"] or "table",
         center_input=saved["center_input_sample"],
         dtype=dtype,
         param_dtype=param_dtype,
+        **_norms(saved),
     )
 
 
 def present_name(name: str) -> str:
-    """The present name of a tensor whose attention has the names of older files.
+    """The name in our UNet of a tensor in a Skip block, or in attention as older files name it.
 
     >>> present_name("mid_block.attentions.0.proj_attn.weight")
     'mid_block.attentions.0.to_out.0.weight'
+    >>> present_name("up_blocks.0.skip_norm.bias")
+    'up_blocks.0.pyramid.norm.bias'
     """
-    old = "|".join(OLD_ATTENTION_NAMES)
+    skip, old = "|".join(SKIP_NAMES), "|".join(OLD_ATTENTION_NAMES)
+    name = re.sub(
+        rf"^((?:down|up)_blocks\.\d+)\.({skip})(?=\.)",
+        lambda found: f"{found[1]}.{SKIP_NAMES[found[2]]}",
+        name,
+    )
     pattern = rf"(?<=\.)(attentions\.\d+)\.({old})(?=\.)"
     return re.sub(pattern, lambda found: f"{found[1]}.{OLD_ATTENTION_NAMES[found[2]]}", name)
+
+
+def _norms(saved: dict[str, Any]) -> dict[str, Any]:
+    """The groups of the norms, and what else the Skip blocks of NCSN++ have of their own."""
+    kinds = [*saved["down_block_types"], *saved["up_block_types"]]
+    skips = ["Skip" in kind for kind in kinds]
+    groups = saved["norm_num_groups"]
+    # without a number of its own, the middle attention has no norm in scale_shift networks
+    silent = saved["resnet_time_scale_shift"] == "scale_shift"
+    middle = {"mid_attention_groups": saved["attn_norm_num_groups"] or (0 if silent else None)}
+    if not any(skips):
+        if groups is None:
+            raise UnsupportedError(
+                f"config.json: norm_num_groups is None; {kinds[0]} needs an integer"
+            )
+        return {"num_groups": groups, **middle}
+    if not all(skips):
+        raise UnsupportedError(
+            "config.json: down_block_types and up_block_types mix Skip blocks with others: "
+            f"{', '.join(kinds)}; supported: all of them Skip blocks, or none"
+        )
+    _require_joined_groups(saved)
+    return {
+        **middle,
+        "num_groups": None,
+        "end_groups": groups,
+        # 32 in the levels with attention, whatever their channels
+        "attention_groups": 32,
+        "joined_groups": 32,
+        "residual_scale": 0.5**0.5,
+        "progressive_input": "sum",
+        "progressive_output": True,
+    }
+
+
+def _require_joined_groups(saved: dict[str, Any]) -> None:
+    """AttnSkipUpBlock2D gives its first norm min(h + skip / 4, 32) groups: 32 almost always."""
+    channels = saved["block_out_channels"]
+    entering = [channels[-1], *channels[:0:-1]]
+    for kind, h, skip in zip(saved["up_block_types"], entering, channels[::-1]):
+        if kind.endswith("AttnSkipUpBlock2D") and h + skip // 4 < 32:
+            raise UnsupportedError(
+                f"config.json: up_block_types has 'AttnSkipUpBlock2D' behind a level of {h} "
+                "channels; supported: at least 24"
+            )
 
 
 def _require_supported(saved: dict[str, Any]) -> None:
@@ -164,16 +233,19 @@ def _require_supported(saved: dict[str, Any]) -> None:
             raise UnsupportedError(
                 f"config.json: {key} is {saved[key]!r}; supported: {', '.join(map(repr, values))}"
             )
-    for key in ("layers_per_block", "norm_num_groups"):
-        if not isinstance(saved[key], int):
-            raise UnsupportedError(f"config.json: {key} is {saved[key]!r}; supported: one integer")
+    if not isinstance(saved["layers_per_block"], int):
+        raise UnsupportedError(
+            f"config.json: layers_per_block is {saved['layers_per_block']!r}; "
+            "supported: one integer"
+        )
 
 
-def _blocks(saved: dict, key: str, known: dict, resize: str) -> list[tuple[bool, str]]:
+def _blocks(saved: dict, key: str, known: dict, resize: str) -> list[tuple[bool | str, str]]:
     """For each block type in saved[key]: whether it has attention, and how it resizes."""
-    for kind in saved[key]:
+    kinds = [kind.removeprefix("UNetRes") for kind in saved[key]]
+    for kind in kinds:
         if kind not in known:
             raise UnsupportedError(
                 f"config.json: {key} has {kind!r}; supported: {', '.join(map(repr, known))}"
             )
-    return [(known[kind][0], known[kind][1] or resize) for kind in saved[key]]
+    return [(known[kind][0], known[kind][1] or resize) for kind in kinds]

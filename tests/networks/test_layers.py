@@ -61,6 +61,11 @@ def test_halve_averages_pairs_and_leaves_out_an_odd_end():
     np.testing.assert_array_equal(halve(x).ravel(), [0.5, 2.5])
 
 
+def test_without_a_number_norms_have_groups_of_four_channels_and_at_most_32():
+    counts = [GroupNorm(channels, None, eps=1e-6).num_groups for channels in (4, 24, 128, 256)]
+    assert counts == [1, 6, 32, 32]
+
+
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("n", [4, 5])
 def test_downsample_positions_follow_its_padding(padding, n):
@@ -75,8 +80,8 @@ def test_downsample_positions_follow_its_padding(padding, n):
 def blocks(dims):
     common = {"dims": dims, "num_groups": 2, "eps": 1e-6, "zero": False}
 
-    def residual(resize):
-        return lambda rngs: ResidualBlock(4, 6, 5, resize=resize, rngs=rngs, **common)
+    def residual(resize, **options):
+        return lambda rngs: ResidualBlock(4, 6, 5, resize=resize, rngs=rngs, **options, **common)
 
     attention = lambda rngs: SelfAttention(
         4, head_dim=2, num_groups=2, eps=1e-6, zero=False, rngs=rngs
@@ -87,6 +92,8 @@ def blocks(dims):
         (residual(None), (temb,), {}, (2, *side, 6)),
         (residual("down"), (temb,), {}, (2, *half, 6)),
         (residual("up"), (temb,), {"size": twice}, (2, *twice, 6)),
+        (residual("down", fir=(1, 3, 3, 1)), (temb,), {}, (2, *half, 6)),
+        (residual("up", fir=(1, 3, 3, 1)), (temb,), {"size": twice}, (2, *twice, 6)),
         (lambda rngs: Upsample(4, dims=dims, rngs=rngs), (twice,), {}, (2, *twice, 4)),
         (attention, (), {}, (2, *side, 4)),
     ]
@@ -118,5 +125,5 @@ def test_attention_does_not_know_the_order_of_positions():
 def test_wrong_groups_and_heads_are_named():
     with pytest.raises(ValueError, match=r"\(10\) must be a multiple of num_groups \(4\)"):
         GroupNorm(10, 4, eps=1e-6)
-    with pytest.raises(ValueError, match=r"\(10\) must be a multiple of head_dim \(4\)"):
-        SelfAttention(10, head_dim=4, num_groups=2, eps=1e-6, zero=False, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="head_dim is 12; an attention of 10 channels has no head"):
+        SelfAttention(10, head_dim=12, num_groups=2, eps=1e-6, zero=False, rngs=nnx.Rngs(0))

@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -377,6 +378,46 @@ def test_pooling_undoes_upsampling_and_depth_to_space_undoes_space_to_depth(size
 def test_pooling_averages():
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     np.testing.assert_array_equal(operations.avg_pool(x)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
+
+
+def test_filtered_resizing_with_two_equal_taps_is_pooling_and_repetition():
+    x = arrays((2, 5, 8, 3))[0]
+    halved = operations.fir_downsample(x[:, :4], (2, 2))
+    np.testing.assert_allclose(halved, operations.avg_pool(x[:, :4], 2), rtol=1e-6)
+    doubled = operations.fir_upsample(x, (1, 1), (10, 16))
+    np.testing.assert_array_equal(doubled, operations.upsample_nearest(x, 2))
+
+
+@pytest.mark.parametrize("taps", [(1, 3, 3, 1), (1, 5, 10, 10, 5, 1)])
+@pytest.mark.parametrize("size", [(9,), (6, 7), (3, 4, 5)], ids=len)
+def test_filtered_upsampling_is_the_transpose_of_downsampling(size, taps):
+    """<down(y), x> 2^dims = <y, up(x)>."""
+    half = tuple(n // 2 for n in size)
+    y, x = arrays((2, *size, 3), (2, *half, 3))
+    down = operations.fir_downsample(y, taps)
+    up = operations.fir_upsample(x, taps, size)
+    chex.assert_shape(down, x.shape)
+    chex.assert_shape(up, y.shape)
+    inner = float((down * x).sum()) * 2 ** len(size)
+    np.testing.assert_allclose(inner, float((y * up).sum()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("taps", [(1, 3, 3, 1), (1, 2, 1)])
+def test_filters_keep_constant_images_away_from_the_edge(taps):
+    x = jnp.full((1, 12, 12, 1), 2.0)
+    inside = np.s_[:, 2:-2, 2:-2]
+    np.testing.assert_allclose(operations.fir_downsample(x, taps)[inside], 2.0, rtol=1e-6)
+    np.testing.assert_allclose(operations.fir_upsample(x, taps, (24, 24))[inside], 2.0, rtol=1e-6)
+
+
+def test_a_filter_is_numpys_convolution():
+    x = arrays((2, 9, 1))[0]
+    taps = np.array([1.0, 2.0, 5.0])
+    filtered = operations.fir(x, taps, padding=(2, 2))
+    for found, signal in zip(filtered[..., 0], x[..., 0]):
+        np.testing.assert_allclose(found, np.convolve(signal, taps / 8), rtol=1e-5, atol=1e-6)
+    strided = operations.fir(x, taps, padding=(2, 2), stride=2)
+    np.testing.assert_array_equal(strided, filtered[:, ::2])
 
 
 @pytest.mark.parametrize("operation", [operations.avg_pool, operations.space_to_depth])

@@ -67,18 +67,17 @@ def test_weights_of_another_configuration_are_refused(copy):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("time_embedding_type", "fourier"),
-        ("act_fn", "gelu"),
+        ("time_embedding_type", "fourrier"),
+        ("act_fn", "tanh"),
         ("mid_block_type", "UNetMidBlock2DCrossAttn"),
-        ("mid_block_scale_factor", 1.4142),
-        ("class_embed_type", "timestep"),
+        ("class_embed_type", "projection"),
         ("downsample_padding", 2),
         ("downsample_type", "fir"),
         ("resnet_time_scale_shift", "spatial"),
         ("layers_per_block", [1, 2]),
         ("norm_num_groups", None),
-        ("down_block_types", ["DownBlock2D", "SkipDownBlock2D"]),
         ("up_block_types", ["CrossAttnUpBlock2D", "UpBlock2D"]),
+        ("down_block_types", ["DownBlock2D", "KDownBlock2D"]),
     ],
 )
 def test_unsupported_settings_are_named_with_their_value(key, value):
@@ -87,6 +86,12 @@ def test_unsupported_settings_are_named_with_their_value(key, value):
         unet2d_config(settings() | {key: value})
     assert key in str(error.value)
     assert repr(culprit) in str(error.value)
+
+
+def test_skip_blocks_beside_others_are_refused():
+    mixed = {"down_block_types": ["DownBlock2D", "SkipDownBlock2D"]}
+    with pytest.raises(UnsupportedError, match="mix Skip blocks with others"):
+        unet2d_config(settings() | mixed)
 
 
 def test_unknown_keys_are_ignored_and_missing_ones_have_defaults():
