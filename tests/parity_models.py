@@ -97,6 +97,14 @@ def _vq(case: Case) -> dict[str, np.ndarray]:
     }
 
 
+def _t5(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    apply, tokens = jax.jit(model.network.apply), case.inputs["input_ids"]
+    masked = apply(model.params, tokens, mask=case.inputs["attention_mask"])
+    whole = apply(model.params, tokens)
+    return {"last_hidden_state": masked, "last_hidden_state_no_mask": whole}
+
+
 def _dit(case: Case) -> dict[str, np.ndarray]:
     model = load_model(case.checkpoint)
     x, t = last(case.inputs["hidden_states"]), case.inputs["timestep"]
@@ -113,6 +121,7 @@ NETWORKS = {
     "CLIPVisionModel": _clip_vision,
     "CLIPVisionModelWithProjection": _clip_vision,
     "DiTTransformer2DModel": _dit,
+    "T5EncoderModel": _t5,
     "Transformer2DModel": _dit,
     "UNet2DModel": _unet2d,
     "VQModel": _vq,

@@ -149,10 +149,11 @@ class DiT(nnx.Module):
         h = (h + positions.astype(h.dtype)).reshape(x.shape[0], height * width, -1)
         waves = sinusoidal_features(t, FREQUENCIES, flip_sin_to_cos=True)
         # one embedding for all, or each block's own; the output shares the first block's
+        own = [block.emb for block in self.transformer_blocks if block.emb is not None]
         if self.emb is not None:
             conds = [self.emb(waves, labels)] * config.num_layers
         else:
-            conds = [block.emb(waves, labels) for block in self.transformer_blocks]
+            conds = [embedding(waves, labels) for embedding in own]
         for block, cond in zip(self.transformer_blocks, conds):
             h = (jax.checkpoint(block) if config.remat else block)(h, cond)
         shift, scale = jnp.split(self.proj_out_1(jax.nn.silu(conds[0]))[:, None], 2, axis=-1)

@@ -1,7 +1,9 @@
 """The folders of text and image encoders, as transformers writes them."""
 
 from diffjax.networks.clip import CLIPTextConfig, CLIPVisionConfig, clip_text, clip_vision
+from diffjax.networks.t5 import T5Config, t5_encoder
 from diffjax.pretrained.architecture import Architecture, Key
+from diffjax.pretrained.weights import UnsupportedError
 
 # a layer of CLIP -> a TransformerBlock
 _CLIP_LAYER = {
@@ -91,4 +93,73 @@ def _projected(architecture: Architecture) -> Architecture:
     return architecture._replace(class_name=name, keys=keys)
 
 
-TEXT_ENCODERS = [_CLIP_TEXT, _projected(_CLIP_TEXT), _CLIP_VISION, _projected(_CLIP_VISION)]
+def _t5_present(name: str) -> str | None:
+    """One name for the tied table of tokens; no decoder, of which whole T5 files have one."""
+    if name.startswith(("decoder.", "lm_head.")):
+        return None
+    return name.replace("encoder.embed_tokens.", "shared.")
+
+
+_T5_LAYER = {
+    "layer.0.SelfAttention.q": "attn1.to_q",
+    "layer.0.SelfAttention.k": "attn1.to_k",
+    "layer.0.SelfAttention.v": "attn1.to_v",
+    "layer.0.SelfAttention.o": "attn1.to_out.0",
+    "layer.0.layer_norm": "norm1",
+    "layer.1.layer_norm": "norm3",
+}
+
+
+def _t5(*, gated: bool) -> Architecture:
+    """T5 with or without gates, whose first layers have different names."""
+    first = (
+        {"layer.1.DenseReluDense.wi_0": "ff.linear_1", "layer.1.DenseReluDense.wi_1": "ff.gate"}
+        if gated
+        else {"layer.1.DenseReluDense.wi": "ff.linear_1"}
+    )
+
+    def read(kind: str) -> str:
+        if kind.startswith("gated-") != gated:
+            raise UnsupportedError(f"config.json: feed_forward_proj is {kind!r}")
+        return kind
+
+    return Architecture(
+        class_name="T5EncoderModel",
+        make=T5Config,
+        build=t5_encoder,
+        stem="model",
+        keys={
+            "vocab_size": Key(32128, "vocab_size"),
+            "d_model": Key(512, "features"),
+            "d_kv": Key(64, "head_dim"),
+            "d_ff": Key(2048, "hidden"),
+            "num_layers": Key(6, "num_layers"),
+            "num_heads": Key(8, "num_heads"),
+            "relative_attention_num_buckets": Key(32, "num_buckets"),
+            "relative_attention_max_distance": Key(128, "max_distance"),
+            "layer_norm_epsilon": Key(1e-6, "norm_eps"),
+            "feed_forward_proj": Key("relu", "feed_forward", read=read),
+            "model_type": Key("t5", only=("t5",)),
+        },
+        names={
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias": (
+                "relative_attention_bias"
+            ),
+            "encoder.final_layer_norm": "final_layer_norm",
+            **_T5_LAYER,
+            **first,
+            "layer.1.DenseReluDense.wo": "ff.linear_2",
+            "encoder.block": "block",
+        },
+        present=_t5_present,
+    )
+
+
+TEXT_ENCODERS = [
+    _CLIP_TEXT,
+    _projected(_CLIP_TEXT),
+    _CLIP_VISION,
+    _projected(_CLIP_VISION),
+    _t5(gated=True),
+    _t5(gated=False),
+]
