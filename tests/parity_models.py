@@ -112,6 +112,28 @@ def _dit(case: Case) -> dict[str, np.ndarray]:
     return {"sample": first(y)}
 
 
+def _mmdit(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    x, t = last(case.inputs["hidden_states"]), case.inputs["timestep"]
+    y = jax.jit(model.network.apply)(model.params, x, t, **_text(case))
+    return {"sample": first(y)}
+
+
+def _flux(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    x, t = case.inputs["hidden_states"], case.inputs["timestep"]
+    ids = {"image_ids": case.inputs["img_ids"], "text_ids": case.inputs["txt_ids"]}
+    told = {name: case.inputs[name] for name in ("guidance",) if name in case.inputs}
+    return {
+        "sample": jax.jit(model.network.apply)(model.params, x, t, **_text(case), **ids, **told)
+    }
+
+
+def _text(case: Case) -> dict[str, np.ndarray]:
+    names = {"context": "encoder_hidden_states", "pooled": "pooled_projections"}
+    return {name: case.inputs[theirs] for name, theirs in names.items()}
+
+
 # class in case.json -> function from the case to its computed outputs
 NETWORKS = {
     "AutoencoderKL": _autoencoder_kl,
@@ -122,6 +144,8 @@ NETWORKS = {
     "CLIPVisionModelWithProjection": _clip_vision,
     "DiTTransformer2DModel": _dit,
     "T5EncoderModel": _t5,
+    "FluxTransformer2DModel": _flux,
+    "SD3Transformer2DModel": _mmdit,
     "Transformer2DModel": _dit,
     "UNet2DModel": _unet2d,
     "VQModel": _vq,

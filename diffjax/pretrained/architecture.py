@@ -20,6 +20,7 @@ class Key(NamedTuple):
         a certain value.
       only: the values that the network can follow; None for all.
       read, write: from the value to that of the field, and back; read raises UnsupportedError.
+      derived: the field is a property, which follows from others and must have this value.
     """
 
     default: Any
@@ -27,6 +28,7 @@ class Key(NamedTuple):
     only: tuple | None = None
     read: Callable[[Any], Any] = lambda value: value
     write: Callable[[Any], Any] = lambda value: value
+    derived: bool = False
 
 
 class Architecture(NamedTuple):
@@ -65,19 +67,24 @@ def read_settings(architecture: Architecture, settings: Mapping[str, Any], **opt
       ValueError: the values do not fit each other.
     """
     values: dict[str, Any] = {}
+    derived: dict[str, tuple[str, Any]] = {}
     for name, key in architecture.keys.items():
         value = settings.get(name, key.default)
         if key.only is not None and value not in key.only:
-            raise UnsupportedError(
-                f"config.json: {name} is {value!r}; supported: {', '.join(map(repr, key.only))}"
-            )
-        if key.field is not None:
+            raise _unsupported(name, value, *key.only)
+        if key.derived and key.field is not None:
+            derived[name] = key.field, value
+        elif key.field is not None:
             values[key.field] = key.read(tuple(value) if isinstance(value, list) else value)
     try:
-        return architecture.make(**values, **architecture.fixed, **options)
+        config = architecture.make(**values, **architecture.fixed, **options)
     except TypeError as error:
         # a value of another type than the class has there
         raise ValueError(f"config.json does not fit {architecture.class_name}: {error}") from error
+    for name, (field, value) in derived.items():
+        if value != getattr(config, field):
+            raise _unsupported(name, value, getattr(config, field))
+    return config
 
 
 def write_settings(architecture: Architecture, config: Any) -> dict[str, Any]:
@@ -100,3 +107,9 @@ def describes(architecture: Architecture, config: Any) -> bool:
     options = {name: getattr(config, name) for name in ("dtype", "param_dtype")}
     again = read_settings(architecture, write_settings(architecture, config), **options)
     return again == config
+
+
+def _unsupported(name: str, value: Any, *supported: Any) -> UnsupportedError:
+    return UnsupportedError(
+        f"config.json: {name} is {value!r}; supported: {', '.join(map(repr, supported))}"
+    )

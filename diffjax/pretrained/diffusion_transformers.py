@@ -3,6 +3,8 @@
 from typing import Any
 
 from diffjax.networks.dit import DiTConfig, dit
+from diffjax.networks.flux import FluxConfig, flux
+from diffjax.networks.mmdit import MMDiTConfig, mmdit
 from diffjax.pretrained.architecture import Architecture, Key
 
 # the two layers of diffusers' feed-forward networks, with a dropout between them
@@ -64,4 +66,63 @@ _OLD_DIT = _DIT._replace(
     },
 )
 
-DIFFUSION_TRANSFORMERS = [_DIT, _OLD_DIT]
+# diffusers has one attention with a second set of projections for the text; here there are two
+_JOINT_BLOCK = {
+    **_FEED_FORWARD,
+    "attn.add_q_proj": "attn_context.to_q",
+    "attn.add_k_proj": "attn_context.to_k",
+    "attn.add_v_proj": "attn_context.to_v",
+    "attn.norm_added_q": "attn_context.norm_q",
+    "attn.norm_added_k": "attn_context.norm_k",
+    "attn.to_add_out": "attn_context.to_out.0",
+}
+
+_SD3 = Architecture(
+    class_name="SD3Transformer2DModel",
+    make=MMDiTConfig,
+    build=mmdit,
+    keys={
+        "sample_size": Key(128, "sample_size"),
+        "patch_size": Key(2, "patch_size"),
+        "in_channels": Key(16, "in_channels"),
+        "num_layers": Key(18, "num_layers"),
+        "attention_head_dim": Key(64, "head_dim"),
+        "num_attention_heads": Key(18, "num_heads"),
+        "joint_attention_dim": Key(4096, "context_dim"),
+        "pooled_projection_dim": Key(2048, "pooled_dim"),
+        "out_channels": Key(16, "out_channels"),
+        "pos_embed_max_size": Key(96, "max_positions"),
+        "dual_attention_layers": Key((), "dual_attention_layers"),
+        "qk_norm": Key(
+            None,
+            "qk_norm",
+            only=(None, "rms_norm"),
+            read=lambda kind: kind is not None,
+            write=lambda normed: "rms_norm" if normed else None,
+        ),
+        "caption_projection_dim": Key(1152, "features", derived=True),
+    },
+    names=_JOINT_BLOCK,
+)
+
+_FLUX = Architecture(
+    class_name="FluxTransformer2DModel",
+    make=FluxConfig,
+    build=flux,
+    keys={
+        "patch_size": Key(1, "patch_size"),
+        "in_channels": Key(64, "in_channels"),
+        "out_channels": Key(None, "out_channels"),
+        "num_layers": Key(19, "num_layers"),
+        "num_single_layers": Key(38, "num_single_layers"),
+        "attention_head_dim": Key(128, "head_dim"),
+        "num_attention_heads": Key(24, "num_heads"),
+        "joint_attention_dim": Key(4096, "context_dim"),
+        "pooled_projection_dim": Key(768, "pooled_dim"),
+        "guidance_embeds": Key(False, "guidance"),
+        "axes_dims_rope": Key((16, 56, 56), "axes_dims"),
+    },
+    names=_JOINT_BLOCK,
+)
+
+DIFFUSION_TRANSFORMERS = [_DIT, _OLD_DIT, _SD3, _FLUX]
