@@ -19,6 +19,8 @@ from diffjax.pretrained.schedulers import read_scheduler
 from diffjax.solvers import ddim
 from diffjax.transforms import repaint, resampling
 
+DIFFERENCE = "jump-above"
+
 
 def check_repaint(case: Case, network: Any) -> list[Comparison]:
     """The comparisons of a case; raises `KnownDifference` if only the ends of jumps differ.
@@ -41,7 +43,7 @@ def check_repaint(case: Case, network: Any) -> list[Comparison]:
     if stride == 1 or max(each.error / each.tolerance for each in comparisons) > 1.0:
         return comparisons
     raise KnownDifference(
-        "jump-above: with the reference's ends of the steps up everything agrees "
+        f"{DIFFERENCE}: with the reference's ends of the steps up everything agrees "
         "(docs/diffusers_differences.md)"
     )
 

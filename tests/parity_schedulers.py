@@ -16,6 +16,7 @@ import numpy as np
 from parity_bridges import BRIDGES
 from parity_cases import Case, Comparison, KnownDifference, Unsupported, compare, first, last
 from parity_repaint import check_repaint
+from parity_sdes import OWN_LOOPS, check_own_loop, class_of
 
 from diffjax.core.levels import NoiseLevel, add_noise
 from diffjax.core.parameterizations import (
@@ -48,6 +49,7 @@ class Reference(NamedTuple):
       repeats: how often it lists the sigma of each level, where not once.
       x_at_current: whether x0 is told from the level that the step starts at, not from the one
         that the network is told.
+      lists_end: whether its tables list the time of the last level too.
     """
 
     unit: Callable[[NoiseLevel], Any] = lambda level: 1.0
@@ -55,6 +57,7 @@ class Reference(NamedTuple):
     sigma: Callable[[NoiseLevel], Any] | None = None
     repeats: Callable[[int], list[int]] = lambda count: [1] * count
     x_at_current: bool = False
+    lists_end: bool = False
 
 
 def _doubles(leaf: jax.Array) -> np.ndarray:
@@ -131,6 +134,7 @@ REFERENCES: dict[str, Reference] = {
         times=lambda levels, scheduler: scheduler.config["clock"](_doubles(levels.sigma)[:-1]),
     ),
     "PNDMScheduler": Reference(times=_first_end_too),
+    "DDPMWuerstchenScheduler": Reference(lists_end=True),
     "FlowMatchEulerDiscreteScheduler": _FLOW,
     "FlowMatchHeunDiscreteScheduler": _FLOW._replace(times=_ends_too, repeats=_inner_twice),
     "EDMEulerScheduler": _FLOW,
@@ -140,6 +144,7 @@ REFERENCES: dict[str, Reference] = {
     "DPMSolverMultistepInverseScheduler": _FINAL,
     "DPMSolverSinglestepScheduler": _FINAL,
     "DEISMultistepScheduler": _FINAL,
+    "SASolverScheduler": _FINAL,
     "UniPCMultistepScheduler": _FINAL,
 }
 
@@ -155,11 +160,13 @@ class Call(NamedTuple):
 
 def check_scheduler(case: Case) -> list[Comparison]:
     """Every comparison of a case; raises `KnownDifference` if a named bridge closes the gap."""
-    settings = case.settings
-    if settings["classes"] == ["RePaintScheduler"]:
+    settings, name = case.settings, class_of(case)
+    if name == "RePaintScheduler":
         return check_repaint(case, partial(reference_network, case))
+    if name in OWN_LOOPS:
+        return check_own_loop(case, partial(reference_network, case))
     try:
-        config = settings["config"] | {"_class_name": settings["classes"][0]}
+        config = settings["config"] | {"_class_name": name}
         scheduler = read_scheduler(config)
         levels = scheduler.levels(**_grid_options(settings["set_timesteps"]))
         step_options = settings["step_kwargs"]
@@ -253,6 +260,8 @@ def _table(
     begin = case.settings["begin_index"] or 0 if prefix == "" else 0
     whole = np.array_equal(listed, np.round(listed))
     times = reference.times(levels, scheduler)[begin:]
+    if reference.lists_end and prefix:
+        times = np.append(times, levels.t[-1])
     yield compare(f"{prefix}timesteps", times, listed, 1e-7 if whole else EXACT_RELATIVE)
     if reference.sigma is not None:
         sigmas = np.asarray(reference.sigma(levels))
@@ -341,6 +350,8 @@ class Run(NamedTuple):
         calls: list[Call] = []
         replay = Replay(self.case, calls)
         options = self.step_options | replay.option | (solver_options or {})
+        begin = self.case.settings["begin_index"]
+        options |= {"begin": begin} if begin else {}
         solver = self.scheduler.solver(self.levels, **options)
         x = self.start()
         state = solver.init(x)
@@ -390,14 +401,12 @@ class Run(NamedTuple):
         ]
 
 
-PLAIN = {"gain": 1.0, "soft": 0.0}
-
-
-def reference_network(case: Case, x: jax.Array, t: jax.Array) -> jax.Array:
+def reference_network(case: Case, x: jax.Array, t: jax.Array, **options: Any) -> jax.Array:
     """The reference's network: a formula, in float64 from the float32 x."""
     x, t = np.asarray(x, np.float64), float(t)
     mix, bias = case.inputs["mix"], case.inputs["bias"]
-    gain, soft = (case.settings.get(name, value) for name, value in PLAIN.items())
+    constants = {**case.settings, **options}
+    gain, soft = (float(constants.get(*each)) for each in (("gain", 1.0), ("soft", 0.0)))
     inner = np.einsum("ck,b...k->b...c", mix.astype(np.float64), x) / (1.0 + soft)
     inner += np.moveaxis(bias.astype(np.float64), 0, -1) * np.cos(t / 300.0)
     return jnp.asarray((gain * 2.0 * np.tanh(inner / 2.0)).astype(np.float32))

@@ -330,3 +330,39 @@ def even_levels(config, schedule: Table, num_steps: Any = None) -> NoiseLevel:
 def sine_levels(config, schedule: Schedule, num_steps: Any = None) -> NoiseLevel:
     """IPNDM's levels: sigma = sin^2(pi u / 2) for evenly spaced u."""
     return schedule(jnp.asarray(np.linspace(1.0, 0.0, num_steps + 1), jnp.float32))
+
+
+def even_time_levels(config, schedule: Schedule, num_steps: Any = None, *, timesteps=None):
+    """Wuerstchen's levels: times evenly from 1 to 0, or a list of one's own, its end included."""
+    times = np.linspace(1.0, 0.0, num_steps + 1) if timesteps is None else timesteps
+    return schedule(jnp.asarray(times, jnp.float32))
+
+
+def exploding_levels(config, schedule: Schedule, num_steps: Any = None) -> NoiseLevel:
+    """Score SDE's levels for VE: geometric sigmas, then clean data.
+
+    Their clock is the sigma of another list, that of times from 1 to `sampling_eps`.
+    """
+    least, most = config["sigma_min"], config["sigma_max"]
+    sigmas = np.geomspace(most, least, num_steps)
+    clock = least * (most / least) ** np.linspace(1.0, config["sampling_eps"], num_steps)
+    return _ve_levels(clock, sigmas)
+
+
+def geometric_levels(config, schedule: Schedule, num_steps: Any = None) -> NoiseLevel:
+    """KarrasVe's levels: geometric sigmas, told by their number, then clean data."""
+    if num_steps < 2:
+        raise ValueError(f"num_steps is {num_steps}; KarrasVeScheduler needs at least 2.")
+    sigmas = np.geomspace(config["sigma_max"], config["sigma_min"], num_steps)
+    return _ve_levels(np.arange(num_steps)[::-1], sigmas)
+
+
+def _ve_levels(times: np.ndarray, sigmas: np.ndarray) -> NoiseLevel:
+    leaves = np.append(times, 0.0), np.ones(len(sigmas) + 1), np.append(sigmas, 0.0)
+    return NoiseLevel(*(jnp.asarray(leaf, jnp.float32) for leaf in leaves))
+
+
+def rate_levels(config, schedule: Schedule, num_steps: Any = None) -> NoiseLevel:
+    """Score SDE's levels for VP: times evenly from 1 to `sampling_eps`, then clean data."""
+    times = np.append(np.linspace(1.0, config["sampling_eps"], num_steps), 0.0)
+    return schedule(jnp.asarray(times, jnp.float32))

@@ -26,7 +26,10 @@ Config = Mapping[str, Any]
 
 
 class Row(NamedTuple):
-    """How one scheduler class is read: its defaults, and functions of the settings."""
+    """How one scheduler class is read: its defaults, and functions of the settings.
+
+    `orders_by_step` says that the order of a step depends on its place in the grid.
+    """
 
     defaults: Config
     solver: Callable[..., Solver]
@@ -35,6 +38,7 @@ class Row(NamedTuple):
     parameterization: Callable[[Config], Parameterization] = solvers.prediction_of
     limit: Callable[[Config], Callable[[Denoiser], Denoiser]] = solvers.limit_of
     initial_scale: Callable[[Config, NoiseLevel], Any] = lambda config, levels: 1.0
+    orders_by_step: bool = False
 
 
 _BETAS = {
@@ -152,7 +156,13 @@ def _arctan(value):
 
 
 def _final_row(defaults: Config, solver: Callable[..., Solver]) -> Row:
-    return Row(defaults, solver, levels=grids.final_order_levels, schedule=tables.floored_table)
+    return Row(
+        defaults,
+        solver,
+        levels=grids.final_order_levels,
+        schedule=tables.floored_table,
+        orders_by_step=True,
+    )
 
 
 def _flow_row(solver: Callable[..., Solver]) -> Row:
@@ -169,6 +179,7 @@ def _edm_row(defaults: Config, solver: Callable[..., Solver]) -> Row:
     return Row(
         defaults,
         solver,
+        orders_by_step="solver_order" in defaults,
         levels=grids.edm_levels,
         schedule=solvers.edm_schedule,
         parameterization=solvers.edm_prediction,
@@ -287,6 +298,19 @@ SCHEDULERS = {
         },
         solvers.read_unipc,
     ),
+    "SASolverScheduler": _final_row(
+        {
+            **_FINAL,
+            "algorithm_type": "data_prediction",
+            "predictor_order": 2,
+            "corrector_order": 2,
+            "tau_func": None,
+            "final_sigmas_type": "sigma_min",
+            "repeats_last": True,
+            "rounds_times": True,
+        },
+        solvers.read_sa,
+    ),
     "DEISMultistepScheduler": _final_row(
         {
             **_FINAL,
@@ -311,6 +335,50 @@ SCHEDULERS = {
             "clip_sample_range": 1.0,
         },
         solvers.read_heun,
+    ),
+    "DDPMWuerstchenScheduler": Row(
+        {"scaler": 1.0, "s": 0.008},
+        solvers.read_wuerstchen,
+        levels=grids.even_time_levels,
+        schedule=solvers.clipped_cosine,
+        parameterization=lambda config: parameterizations.eps,
+    ),
+    "ScoreSdeVeScheduler": Row(
+        {
+            "num_train_timesteps": 2000,
+            "snr": 0.15,
+            "sigma_min": 0.01,
+            "sigma_max": 1348.0,
+            "sampling_eps": 1e-5,
+            "correct_steps": 1,
+        },
+        solvers.read_score_sde_ve,
+        levels=grids.exploding_levels,
+        schedule=solvers.exploding_schedule,
+        parameterization=lambda config: parameterizations.score,
+        initial_scale=lambda config, levels: config["sigma_max"],
+    ),
+    "ScoreSdeVpScheduler": Row(
+        {"num_train_timesteps": 2000, "beta_min": 0.1, "beta_max": 20.0, "sampling_eps": 1e-3},
+        solvers.read_score_sde_vp,
+        levels=grids.rate_levels,
+        schedule=solvers.rate_schedule,
+        parameterization=lambda config: parameterizations.eps,
+    ),
+    "KarrasVeScheduler": Row(
+        {
+            "sigma_min": 0.02,
+            "sigma_max": 100.0,
+            "s_noise": 1.007,
+            "s_churn": 80.0,
+            "s_min": 0.05,
+            "s_max": 50.0,
+        },
+        solvers.read_karras_ve,
+        levels=grids.geometric_levels,
+        schedule=solvers.exploding_schedule,
+        parameterization=solvers.karras_ve_prediction,
+        initial_scale=lambda config, levels: config["sigma_max"],
     ),
     "DDPMScheduler": _DDPM,
     "DDPMParallelScheduler": _DDPM,

@@ -14,14 +14,15 @@ from diffjax.core import parameterizations
 from diffjax.core.keys import normal_each
 from diffjax.core.levels import NoiseLevel
 from diffjax.core.parameterizations import Denoiser, LearnedVariance, Parameterization
-from diffjax.core.sampling import Solver
-from diffjax.core.sigma_schedules import edm_sigmas
+from diffjax.core.sampling import Solver, stateless
+from diffjax.core.schedules import edm_sigmas, linear, variance_exploding
 from diffjax.pretrained import scheduler_grids as grids
 from diffjax.pretrained import scheduler_tables as tables
 from diffjax.pretrained.weights import UnsupportedError
 from diffjax.solvers import (
     Churn,
     ancestral,
+    ancestral_update,
     block_orders,
     ddim,
     ddim_inversion,
@@ -31,11 +32,16 @@ from diffjax.solvers import (
     dpm_singlestep,
     euler,
     euler_ancestral,
+    euler_maruyama,
     heun,
+    langevin,
     lms,
     lower_final_orders,
     plms,
+    predictor_corrector,
     renoise,
+    reverse_diffusion,
+    sa_solver,
     tcd,
     unipc,
 )
@@ -197,13 +203,13 @@ def _dpm_options(config, levels):
     return options, orders
 
 
-def read_dpm_multistep(config, limit, levels, **more):
+def read_dpm_multistep(config, limit, levels, *, begin=0, **more):
     options, orders = _dpm_options(config, levels)
-    solver = dpm_multistep(config["solver_order"], orders=orders, **{**options, **more})
-    return _limited(solver, limit)
+    options |= {"orders": orders[begin:], **more}
+    return _limited(dpm_multistep(config["solver_order"], **options), limit)
 
 
-def read_dpm_singlestep(config, limit, levels, **more):
+def read_dpm_singlestep(config, limit, levels, *, begin=0, **more):
     order, num_steps = config["solver_order"], len(levels.t) - 1
     options, _ = _dpm_options(config, levels)
     # diffusers lowers the order, whatever the config says, where the blocks do not fit
@@ -211,10 +217,10 @@ def read_dpm_singlestep(config, limit, levels, **more):
     orders = block_orders(num_steps, order, lower_final=lower)
     if config["final_sigmas_type"] == "zero":
         orders[-1] = 1
-    return _limited(dpm_singlestep(order, orders=orders, **options, **more), limit)
+    return _limited(dpm_singlestep(order, orders=orders[begin:], **options, **more), limit)
 
 
-def read_unipc(config, limit, levels):
+def read_unipc(config, limit, levels, *, begin=0):
     if config["solver_p"] is not None:
         raise UnsupportedError("UniPCMultistepScheduler: another predictor (solver_p) is not read.")
     order, num_steps = config["solver_order"], len(levels.t) - 1
@@ -226,10 +232,35 @@ def read_unipc(config, limit, levels):
         order,
         predict="x0" if config["predict_x0"] else "eps",
         variant="bh1" if config["solver_type"] == "bh1" else "bh2",
-        orders=orders,
-        correct=correct,
+        orders=orders[begin:],
+        correct=correct[begin:],
     )
     return _limited(solver, limit)
+
+
+def read_sa(config, limit, levels, *, begin=0, tau=None, **options):
+    predictions = {"data_prediction": "x0", "noise_prediction": "eps"}
+    name, num_steps = config["algorithm_type"], len(levels.t) - 1
+    if name not in predictions:
+        raise UnsupportedError(f"algorithm_type is {name!r}; supported: {', '.join(predictions)}.")
+    if config["tau_func"] is not None:
+        raise UnsupportedError(
+            "tau_func is Python code; give the solver a function of levels, tau."
+        )
+    order = config["predictor_order"], config["corrector_order"]
+    solver = sa_solver(
+        *order,
+        predict=predictions[name],
+        tau=noise_in_between if tau is None else tau,
+        orders=np.arange(num_steps, 0, -1)[begin:] if config["lower_order_final"] else None,
+        **options,
+    )
+    return _limited(solver, limit)
+
+
+def noise_in_between(level):
+    """SA-Solver's default: the SDE for time steps from 200 to 800, the ODE before and after."""
+    return jnp.where((level.t >= 200) & (level.t <= 800), 1.0, 0.0)
 
 
 def read_lms(config, limit, levels, *, order=4):
@@ -328,6 +359,65 @@ def consistency_prediction(config) -> Parameterization:
         estimate=estimate,
         in_scale=lambda level: 1.0 / jnp.hypot(level.sigma, data),
         clock=lambda level: config["clock"](level.sigma),
+    )
+
+
+def read_wuerstchen(config, limit, levels, *, normal=normal_each):
+    def step(keys, x, denoise, current, next_):
+        # the last level holds a trace of noise, but the step to it adds none
+        noise = jnp.where(next_.t > 0, normal(keys, x.shape[1:], x.dtype), 0.0)
+        return ancestral_update(x, denoise(x, current), noise, current, next_)
+
+    return stateless(step)
+
+
+def clipped_cosine(config):
+    """Wuerstchen's schedule: the cosine in a time of its own, away from both of its ends."""
+    scaler, offset = config["scaler"], config["s"]
+
+    def schedule(t):
+        t = jnp.asarray(t)
+        scaled = 1.0 - (1.0 - t) ** scaler if scaler > 1 else t**scaler
+        start, here = (
+            jnp.cos((u + offset) / (1 + offset) * jnp.pi / 2) ** 2 for u in (0.0, scaled)
+        )
+        signal = jnp.clip(here / start, 0.0001, 0.9999)
+        return NoiseLevel(t, jnp.sqrt(signal), jnp.sqrt(1.0 - signal))
+
+    return schedule
+
+
+def read_score_sde_ve(config, limit, levels, **options):
+    corrector = langevin(config["snr"], config["correct_steps"], **options)
+    normal = {"normal": options["normal"]} if "normal" in options else {}
+    return predictor_corrector(reverse_diffusion(**normal), corrector)
+
+
+def exploding_schedule(config):
+    return variance_exploding(config["sigma_min"], config["sigma_max"])
+
+
+def read_score_sde_vp(config, limit, levels, **options):
+    return euler_maruyama(rate_schedule(config), **options)
+
+
+def rate_schedule(config):
+    return linear(config["beta_min"], config["beta_max"])
+
+
+def read_karras_ve(config, limit, levels, **options):
+    names = {"s_churn": "s_churn", "s_min": "s_tmin", "s_max": "s_tmax", "s_noise": "s_noise"}
+    churn = {name: config[key] for key, name in names.items()}
+    return heun(Churn(exploding_schedule(config), len(levels.t) - 1, **churn), **options)
+
+
+def karras_ve_prediction(config) -> Parameterization:
+    """The noise with its sign turned; the network is told sigma."""
+    return Parameterization(
+        "negative_eps",
+        target=lambda level: (jnp.zeros_like(level.sigma), -jnp.ones_like(level.sigma)),
+        estimate=lambda level: (1.0 / level.alpha, level.sigma / level.alpha),
+        clock=lambda level: level.sigma,
     )
 
 

@@ -47,7 +47,8 @@ class Scheduler(NamedTuple):
         `num_steps`: `timesteps`, `sigmas`.
       solver: (levels, **options) -> the solver for that grid, with the options of the scheduler's
         step (`eta`, `s_churn`, ...), and `normal` where it draws noise. Where the config asks for
-        it, the solver limits the estimates of x0.
+        it, the solver limits the estimates of x0. A run on `levels[begin:]` of a longer grid, as
+        for image to image, takes the solver of the whole grid with the option `begin`.
       limit: denoiser -> denoiser, what the config does with the estimate of x0: clipping,
         thresholding, the boundary condition of consistency models. The solver applies it.
       initial_scale: levels -> factor of unit noise that makes the first x.
@@ -102,6 +103,11 @@ def read_scheduler(source: str | Path | Config, *, class_name: str | None = None
             raise ValueError(f"{name}: num_steps, or a list of timesteps or sigmas, is needed.")
         return row.levels(config, schedule, num_steps, **options)
 
+    def solver(levels: NoiseLevel, *, begin: int = 0, **options: Any) -> Solver:
+        if row.orders_by_step:
+            options["begin"] = begin
+        return row.solver(config, limit, levels, **options)
+
     return Scheduler(
         name=name,
         config=config,
@@ -109,7 +115,7 @@ def read_scheduler(source: str | Path | Config, *, class_name: str | None = None
         parameterization=row.parameterization(config),
         learned_variance=config.get("variance_type") == "learned_range",
         levels=levels,
-        solver=lambda levels, **options: row.solver(config, limit, levels, **options),
+        solver=solver,
         limit=limit,
         initial_scale=lambda levels: row.initial_scale(config, levels),
     )

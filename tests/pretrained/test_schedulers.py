@@ -7,8 +7,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity_repaint
 import pytest
 from parity_bridges import BRIDGES
+from parity_sdes import OWN_LOOPS
 
 from diffjax.core.sampling import sample
 from diffjax.pretrained import UnsupportedError
@@ -19,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_every_known_difference_is_explained():
     text = (ROOT / "docs/diffusers_differences.md").read_text()
-    assert set(re.findall(r"^## ([a-z0-9-]+)$", text, re.MULTILINE)) == set(BRIDGES)
+    names = {*BRIDGES, parity_repaint.DIFFERENCE, *(row.difference for row in OWN_LOOPS.values())}
+    assert set(re.findall(r"^## ([a-z0-9-]+)$", text, re.MULTILINE)) == names
 
 
 def test_unknown_class_is_refused_with_the_nearest_name():
