@@ -10,13 +10,31 @@ network makes.
 
 Weights on x0 (SNR = alpha^2 / sigma^2):
 
-    constant            1
-    simple, snr         SNR: plain mean squared error on eps, DDPM's L_simple
-    snr_plus_one        SNR + 1: plain mean squared error on v
-    truncated_snr       max(SNR, 1)
-    min_snr(gamma)      min(SNR, gamma)
-    p2(gamma, k)        SNR / (k + SNR)^gamma
-    sigmoid(bias)       SNR sigmoid(bias - log SNR)
+    constant               1
+    simple, snr            SNR: plain mean squared error on eps, DDPM's L_simple
+    score_matching         the same: sigma^2 times the squared error on the score, NCSN's
+    snr_plus_one           SNR + 1: plain mean squared error on v
+    velocity               (sqrt(SNR) + 1)^2: plain mean squared error on the velocity
+    edm(sigma_data)        SNR + 1 / sigma_data^2: plain mean squared error on EDM's output
+    truncated_snr          max(SNR, 1)
+    min_snr(gamma)         min(SNR, gamma)
+    p2(gamma, k)           SNR / (k + SNR)^gamma
+    sigmoid(bias)          SNR sigmoid(bias - log SNR)
+    likelihood(schedule)   -dSNR/dt: g^2 times the squared error on the score
+
+So a formulation of the field is one line of arguments; times are drawn from another distribution
+by training on another schedule of the same levels:
+
+    DDPM             diffusion_loss(apply, linear_betas(), eps)
+    NCSN             diffusion_loss(apply, geometric_sigmas(), score, weight=score_matching)
+    EDM              diffusion_loss(apply, resampled(edm_sigmas(), log_normal()), edm(0.5),
+                                    weight=losses.edm(0.5))
+    rectified flow   diffusion_loss(apply, flow(), velocity, weight=losses.velocity)
+    its SD3 form     the same with resampled(flow(), logit_normal())
+    score flow       diffusion_loss(apply, schedule, score, weight=likelihood(schedule)),
+                     schedule = between(linear(), 1e-5, 1.0)
+    the same, by importance sampling
+                     diffusion_loss(apply, resampled(linear(), densities.uniform()), score)
 """
 
 from collections.abc import Callable, Mapping
@@ -37,7 +55,8 @@ from diffjax.core.parameterizations import (
     split_learned_variance,
     target,
 )
-from diffjax.core.schedules import Schedule, Table, num_train_steps
+from diffjax.core.schedules import Schedule, Table, num_train_steps, time_of
+from diffjax.core.sde import snr_decay
 from diffjax.core.variational import bound_term, log_variances
 
 Weight = Callable[[NoiseLevel], Array]
@@ -65,6 +84,37 @@ def snr_plus_one(level: NoiseLevel) -> Array:
     return _snr(level) + 1.0
 
 
+def velocity(level: NoiseLevel) -> Array:
+    """Plain mean squared error on the velocity eps - x0: flow matching, arXiv:2210.02747, Eq. 23.
+
+    Source of this form: arXiv:2403.03206, Section 2.
+    """
+    return (level.alpha / level.sigma + 1.0) ** 2
+
+
+def edm(sigma_data: float = 0.5) -> Weight:
+    """Plain mean squared error on the output of EDM's network: arXiv:2206.00364, Table 1.
+
+    Args:
+      sigma_data: standard deviation of the data, as for the parameterization `edm`.
+    """
+    return lambda level: _snr(level) + 1.0 / sigma_data**2
+
+
+def likelihood(schedule: Schedule) -> Weight:
+    """The weight under which the loss bounds the likelihood: g^2 on the score.
+
+    It diverges where sigma = 0: cut that end off (`between`), or draw the times by importance,
+    from `resampled(schedule, densities.uniform())` with the weight `simple`, which has the same
+    expectation up to a constant. `bound_loss` is the whole bound, in bits per dimension.
+    Source: Song et al., arXiv:2101.09258, Eq. 7 and Section 4.
+
+    Args:
+      schedule: the one that the loss trains on.
+    """
+    return lambda level: snr_decay(schedule, time_of(schedule, level))
+
+
 def truncated_snr(level: NoiseLevel) -> Array:
     """The larger of the errors on x0 and on eps: arXiv:2202.00512, Section 4."""
     return jnp.maximum(_snr(level), 1.0)
@@ -88,10 +138,15 @@ def sigmoid(bias: float = 0.0) -> Weight:
     return lambda level: _snr(level) * jax.nn.sigmoid(bias - jnp.log(_snr(level)))
 
 
+# name -> function that makes the weight; those of the schedule take it as an argument
 WEIGHTS: dict[str, Callable[..., Any]] = {
     "constant": lambda: constant,
     "simple": lambda: simple,
     "snr": lambda: simple,
+    "score_matching": lambda: simple,
+    "velocity": lambda: velocity,
+    "edm": edm,
+    "likelihood": likelihood,
     "snr_plus_one": lambda: snr_plus_one,
     "truncated_snr": lambda: truncated_snr,
     "min_snr": min_snr,

@@ -13,6 +13,7 @@ sigma eps it determines the clean data:
 | v        | -sigma | alpha    | alpha / norm      | -sigma / norm     | norm = alpha^2 + sigma^2
 | score    | 0      | -1/sigma | 1 / alpha         | sigma^2 / alpha   |
 | velocity | -1     | 1        | 1 / (alpha+sigma) | -sigma / (alpha+sigma) |
+| ncsn     | 0      | -1       | 1 / alpha         | sigma / alpha     | told log(sigma / alpha)
 | edm      | see `edm`: F of unit variance, with its own input scale and clock |
 
 The two halves of a row are inverse to each other (skip alpha + out a = 1, skip sigma + out b = 0);
@@ -103,6 +104,20 @@ velocity = Parameterization(
 )
 
 
+def log_ratio(level: NoiseLevel) -> Array:
+    """log(sigma / alpha): what the networks of NCSN++ and, in quarters, of EDM are told."""
+    return jnp.log(level.sigma) - jnp.log(level.alpha)
+
+
+# the score times sigma, in the form of NCSN++: arXiv:2011.13456, Appendix C
+ncsn = Parameterization(
+    "ncsn",
+    target=lambda level: (jnp.zeros_like(level.alpha), -jnp.ones_like(level.alpha)),
+    estimate=lambda level: (1.0 / level.alpha, level.sigma / level.alpha),
+    clock=log_ratio,
+)
+
+
 def edm(sigma_data: float = 0.5) -> Parameterization:
     """EDM's preconditioning: inputs and targets of unit variance for data of scale sigma_data.
 
@@ -130,11 +145,11 @@ def edm(sigma_data: float = 0.5) -> Parameterization:
             level.sigma * sigma_data / norm(level),
         ),
         in_scale=lambda level: 1.0 / norm(level),
-        clock=lambda level: 0.25 * (jnp.log(level.sigma) - jnp.log(level.alpha)),
+        clock=lambda level: 0.25 * log_ratio(level),
     )
 
 
-PARAMETERIZATIONS = {row.name: row for row in (eps, x0, v, score, velocity)}
+PARAMETERIZATIONS = {row.name: row for row in (eps, x0, v, score, velocity, ncsn, edm())}
 
 
 def target(parameterization: Parameterization, clean: Array, noise: Array, level: NoiseLevel):
@@ -291,7 +306,9 @@ def check_level(parameterization: Parameterization, level: NoiseLevel) -> None:
         return
     with jax.ensure_compile_time_eval():
         coefficients = np.array([np.asarray(c) for c in parameterization.estimate(level)])
-    if not np.all(np.isfinite(coefficients)):
+        clock = np.asarray(parameterization.clock(level))
+    # a clock of minus infinity is that of clean data, which no network is asked about
+    if not np.all(np.isfinite(coefficients)) or np.any(np.isposinf(clock)):
         raise ValueError(
             f"The prediction {parameterization.name!r} does not determine x0 at zero "
             "signal-to-noise ratio (alpha = 0), where the input is pure noise. "

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from diffjax.core.schedules import Schedule
+from diffjax.core.arguments import at_least_float32
+from diffjax.core.levels import NoiseLevel, Schedule
 
 
 def drift_and_diffusion(schedule: Schedule, t: ArrayLike) -> tuple[Array, Array]:
@@ -44,11 +45,29 @@ def drift_and_diffusion(schedule: Schedule, t: ArrayLike) -> tuple[Array, Array]
     >>> f.round(3).tolist(), g2.round(3).tolist()
     ([-0.05000000074505806, -10.0], [0.10000000149011612, 20.0])
     """
-    t = jnp.asarray(t)
-    t = t.astype(jnp.promote_types(t.dtype, jnp.float32))
-    # sigma may rise like sqrt(t) from 0, with a slope that is infinite there; sigma^2 does not
-    t = jnp.where(schedule(t).sigma > 0, t, t + 1e-10)
-    level, slope = jax.jvp(schedule, (t,), (jnp.ones_like(t),))
+    level, slope = _with_slope(schedule, t)
     signal = level.alpha > 0
     f = jnp.where(signal, slope.alpha / jnp.where(signal, level.alpha, 1.0), -jnp.inf)
     return f, 2.0 * level.sigma * (slope.sigma - f * level.sigma)
+
+
+def snr_decay(schedule: Schedule, t: ArrayLike) -> Array:
+    """How fast the signal-to-noise ratio falls: -d(alpha^2 / sigma^2) / dt, in the shape of t.
+
+    It is alpha^2 g^2 / sigma^4, the weight that the likelihood gives to an error on x0; finite at
+    zero SNR, and near infinity at the clean end of schedules with sigma = 0. Arguments as above.
+
+    >>> from diffjax.core.logsnr_schedules import log_linear
+    >>> snr_decay(log_linear(5.0, -5.0), 0.5).round(3)
+    Array(10., dtype=float32)
+    """
+    level, slope = _with_slope(schedule, t)
+    root = level.alpha / level.sigma
+    return 2.0 * root * (root * slope.sigma - slope.alpha) / level.sigma
+
+
+def _with_slope(schedule: Schedule, t: ArrayLike) -> tuple[NoiseLevel, NoiseLevel]:
+    t = at_least_float32(t)
+    # sigma may rise like sqrt(t) from 0, with a slope that is infinite there; sigma^2 does not
+    t = jnp.where(schedule(t).sigma > 0, t, t + 1e-10)
+    return jax.jvp(schedule, (t,), (jnp.ones_like(t),))

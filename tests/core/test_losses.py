@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffjax.core import losses, parameterizations, schedules
+from diffjax.core import densities, losses, parameterizations, schedules
 from diffjax.core.keys import BatchKeys, batch_keys
-from diffjax.core.levels import NoiseLevel
+from diffjax.core.levels import NoiseLevel, logsnr
 from diffjax.core.losses import (
     TIME_SAMPLERS,
     WEIGHTS,
@@ -20,6 +20,7 @@ from diffjax.core.losses import (
 )
 from diffjax.core.parameterizations import PARAMETERIZATIONS, check_level
 from diffjax.core.schedules import cosine, linear, linear_betas
+from diffjax.core.sde import drift_and_diffusion
 
 KEY = jax.random.key(0)
 TABLE = linear_betas(num_steps=100)
@@ -32,7 +33,8 @@ LEVELS = NoiseLevel(
 SNR = np.square(np.asarray(LEVELS.alpha) / np.asarray(LEVELS.sigma))
 
 every_row = pytest.mark.parametrize("name", PARAMETERIZATIONS)
-every_weight = pytest.mark.parametrize("weight_name", WEIGHTS)
+# that of the likelihood is infinite without noise
+every_weight = pytest.mark.parametrize("weight_name", sorted(WEIGHTS.keys() - {"likelihood"}))
 
 
 def network_for(row, level_of):
@@ -47,18 +49,24 @@ def network_for(row, level_of):
     return apply
 
 
-@pytest.mark.parametrize("weight_name", ["simple", "constant", "min_snr", "sigmoid"])
-def test_gradient_is_the_same_whichever_prediction_the_network_makes(x64, weight_name):
+def test_gradient_is_the_same_whichever_prediction_the_network_makes(x64):
     table = linear_betas(num_steps=100)
+    weights = {name: WEIGHTS[name]() for name in ("simple", "constant", "min_snr", "sigmoid")}
+    # this network looks its level up by the time
+    rows = {name: row._replace(clock=lambda level: level.t, in_scale=lambda level: 1.0)
+            for name, row in PARAMETERIZATIONS.items()}  # fmt: skip
 
-    def values_and_slopes(row):
-        loss = diffusion_loss(network_for(row, table), table, row, weight=WEIGHTS[weight_name]())
-        return jax.jvp(lambda params: loss(params, {"x0": DATA}, KEY)[0], (0.7,), (1.0,))
+    def values(params, row):
+        network = network_for(row, table)
+        losses_ = [diffusion_loss(network, table, row, weight=weights[name]) for name in weights]
+        return jnp.stack([loss(params, {"x0": DATA}, KEY)[0] for loss in losses_])
 
-    rows = PARAMETERIZATIONS.items()
-    results = jax.jit(lambda: {name: values_and_slopes(row) for name, row in rows})()
-    for name, values in results.items():
-        np.testing.assert_allclose(values, results["x0"], rtol=1e-7, err_msg=name)
+    def with_slopes(row):
+        return jax.jvp(lambda params: values(params, row), (0.7,), (1.0,))
+
+    results = jax.jit(lambda: {name: with_slopes(row) for name, row in rows.items()})()
+    for name, result in results.items():
+        np.testing.assert_allclose(result, results["x0"], rtol=1e-7, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -74,12 +82,36 @@ def test_gradient_is_the_same_whichever_prediction_the_network_makes(x64, weight
         (losses.min_snr(5.0), "v", np.minimum(SNR, 5) / (SNR + 1)),
         (losses.p2(0.5, 2.0), "eps", 1 / (2 + SNR) ** 0.5),
         (losses.sigmoid(-3.0), "eps", 1 / (1 + np.exp(np.log(SNR) + 3))),
-        (losses.simple, "score", np.square(np.asarray(LEVELS.sigma))),
+        (WEIGHTS["score_matching"](), "score", np.square(np.asarray(LEVELS.sigma))),
+        (losses.velocity, "velocity", np.ones(5)),
+        (losses.edm(0.5), "edm", np.ones(5)),
     ],
 )
 def test_weight_is_that_of_its_paper_in_its_own_space(weight, row, expected):
     got = prediction_weight(weight, PARAMETERIZATIONS[row], LEVELS)
     np.testing.assert_allclose(got, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["linear", "sub_vp", "variance_exploding", "flow", "shifted"])
+def test_likelihood_weights_the_score_by_the_squared_diffusion(name):
+    schedule = schedules.shifted(schedules.flow(clock=1000.0), 2.0)
+    if name != "shifted":
+        schedule = schedules.SCHEDULES[name]()
+    t = jnp.array([0.1, 0.5, 0.9])
+    weight = prediction_weight(losses.likelihood(schedule), parameterizations.score, schedule(t))
+    np.testing.assert_allclose(weight, drift_and_diffusion(schedule, t)[1], rtol=1e-3)
+
+
+def test_likelihood_weight_is_importance_sampling_of_even_log_snr():
+    """Mean weight times error over uniform time = log-SNR range times mean error over log-SNR."""
+    schedule = schedules.between(linear(), 0.05, 0.9)
+    ends = logsnr(schedule(jnp.array([0.0, 1.0])))
+    even = schedules.resampled(linear(), densities.uniform(*map(float, ends)))
+    error = lambda level: jax.nn.sigmoid(logsnr(level))
+    u = (jnp.arange(2000) + 0.5) / 2000
+    weight = prediction_weight(losses.likelihood(schedule), parameterizations.eps, schedule(u))
+    weighted = jnp.mean(weight * error(schedule(u)))
+    np.testing.assert_allclose(weighted, (ends[0] - ends[1]) * jnp.mean(error(even(u))), rtol=1e-4)
 
 
 def test_min_snr_lowers_the_weight_of_the_clean_end_only():
@@ -101,7 +133,10 @@ def test_weights_are_finite_at_zero_and_infinite_snr(weight_name, name):
 
 @every_row
 def test_loss_and_gradient_are_finite_where_the_schedule_ends(name):
-    row, schedule = PARAMETERIZATIONS[name], linear() if name in ("eps", "score") else cosine()
+    row, schedule = (
+        PARAMETERIZATIONS[name],
+        linear() if name in ("eps", "score", "ncsn", "edm") else cosine(),
+    )
     times = lambda keys: jnp.where(keys.index % 2 == 0, 0.0, 1.0)
     loss = diffusion_loss(lambda params, x, t, keys: params * x, schedule, row, times=times)
     values, slopes = jax.jvp(lambda p: loss(p, {"x0": DATA}, KEY)[0], (0.7,), (1.0,))

@@ -17,6 +17,7 @@ from diffjax.core.parameterizations import (
     make_denoiser,
     make_learned_variance_denoiser,
     map_x0,
+    run_network,
     target,
 )
 
@@ -32,7 +33,7 @@ CLEAN = NoiseLevel(jnp.array(0.0), jnp.array(1.0), jnp.array(0.0))
 PURE_NOISE = NoiseLevel(jnp.array(1.0), jnp.array(0.0), jnp.array(1.0))
 
 every_row = pytest.mark.parametrize("row", PARAMETERIZATIONS.values(), ids=PARAMETERIZATIONS)
-undefined_at_pure_noise = pytest.mark.parametrize("name", ["eps", "score"])
+undefined_at_pure_noise = pytest.mark.parametrize("name", ["eps", "score", "ncsn", "edm"])
 defined_everywhere = pytest.mark.parametrize("name", ["x0", "v", "velocity"])
 
 
@@ -67,12 +68,15 @@ def test_any_prediction_converts_to_any_other_and_back(row, other):
 
 def test_names_mean_what_the_papers_say():
     alpha, sigma = (leaf[:, None, None] for leaf in LEVELS[1:])
+    norm = np.sqrt(sigma**2 + 0.25 * alpha**2)
     expected = {
         "eps": NOISE,
         "x0": DATA,
         "v": alpha * NOISE - sigma * DATA,
         "score": -(X - alpha * DATA) / sigma**2,
         "velocity": NOISE - DATA,
+        "ncsn": -(X - alpha * DATA) / sigma,
+        "edm": (DATA - 0.25 * alpha * X / norm**2) * norm / (0.5 * sigma),
     }
     assert expected.keys() == PARAMETERIZATIONS.keys()
     for name, value in expected.items():
@@ -86,6 +90,14 @@ def test_velocity_is_the_time_derivative_of_the_straight_path():
     level = NoiseLevel(jnp.array(0.3), jnp.array(0.7), jnp.array(0.3))
     velocity = target(parameterizations.velocity, DATA[:1], NOISE[:1], level)
     np.testing.assert_allclose(velocity, slope, rtol=1e-6)
+
+
+def test_networks_of_ncsn_and_edm_are_told_the_logarithm_of_the_noise():
+    level = NoiseLevel(jnp.array(0.3), jnp.array(0.5), jnp.array(0.5 * np.e))
+    tell = lambda params, x, t: t
+    for name, clock in (("ncsn", 1.0), ("edm", 0.25), ("score", 0.3)):
+        told = run_network(tell, None, PARAMETERIZATIONS[name], X, level)
+        np.testing.assert_allclose(told, np.full(5, clock), rtol=1e-6)
 
 
 def test_true_score_of_a_distribution_gives_its_denoiser():
