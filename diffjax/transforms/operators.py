@@ -15,11 +15,11 @@ their singular values are `Spectral`.
 | heat(shape, time)                  | diffusion, as in inverse heat models | known           |
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.fft
-import scipy.ndimage
 from jax import Array, lax
 from jax.scipy.ndimage import map_coordinates
 from numpy.typing import ArrayLike
@@ -41,7 +41,7 @@ __all__ = [
     "separable_blur",
 ]
 
-BOUNDARIES = {"reflect": "symmetric", "wrap": "wrap", "constant": "constant"}
+BOUNDARIES: dict[str, Any] = {"reflect": "symmetric", "wrap": "wrap", "constant": "constant"}
 SCALINGS = ("area", "cubic")
 
 
@@ -91,9 +91,13 @@ def separable_blur(
     kernel = np.asarray(kernel, np.float64)
     if kernel.ndim != 1 or kernel.size % 2 == 0:
         raise ValueError(f"kernel has shape {kernel.shape}; separable_blur needs [n], n odd.")
-    mode = _one_of("boundary", boundary, BOUNDARIES)
-    matrices = [scipy.ndimage.convolve1d(np.eye(n), kernel, axis=0, mode=mode) for n in shape]
-    return separable([*matrices, None])
+    mode, radius = BOUNDARIES[_one_of("boundary", boundary, BOUNDARIES)], kernel.size // 2
+
+    def along(n: int) -> np.ndarray:
+        padded = np.pad(np.eye(n), [(radius, radius), (0, 0)], mode=mode)
+        return np.sum([w * padded[i : i + n] for i, w in enumerate(kernel[::-1])], axis=0)
+
+    return separable([*(along(n) for n in shape), None])
 
 
 def gaussian_kernel(std: float) -> np.ndarray:
@@ -195,7 +199,9 @@ def heat(shape: tuple[int, int], time: float) -> Spectral:
     """
 
     def along(n: int) -> np.ndarray:
-        cosines = np.asarray(scipy.fft.dct(np.eye(n), axis=0, norm="ortho"))
+        frequencies, places = np.arange(n)[:, None], np.arange(n) + 0.5
+        cosines = np.sqrt(2.0 / n) * np.cos(np.pi / n * frequencies * places)
+        cosines[0] /= np.sqrt(2.0)
         return cosines.T @ (np.exp(-time * (np.pi * np.arange(n) / n) ** 2)[:, None] * cosines)
 
     return separable([*(along(n) for n in shape), None])

@@ -34,7 +34,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from diffjax.core.levels import NoiseLevel, expand, expand_level
-from diffjax.core.parameterizations import Denoiser, LearnedVariance, map_x0
+from diffjax.core.parameterizations import Denoiser, map_x0
+from diffjax.transforms.estimates import x0_of
 from diffjax.transforms.linear import Operator, adjoint, conjugate_gradients, residual, ridge
 
 # (y - A x0, x0, level, v -> C v) -> A^T (A C A^T + sigma_y^2 I)^-1 (y - A x0), in the shape of x0
@@ -206,7 +207,7 @@ def linearise(denoise: Denoiser, x: Array, level: NoiseLevel):
 
     def estimate(x):
         result = denoise(x, level)
-        return (result.x0 if isinstance(result, LearnedVariance) else result), result
+        return x0_of(result), result
 
     x0, pull_back, result = jax.vjp(estimate, x, has_aux=True)
     wide = expand_level(level, x)
