@@ -1,5 +1,6 @@
 """From a configuration to functions: where schedule, network, loss, optimizer and solver meet."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 import diffjax as dj
+from choices import DENSITIES, PREDICTIONS, RATIOS, SPACINGS, build, read_choice
 from cli import choose
 from config import Config, DiffusionConfig, OptimizerConfig
 from diffjax import losses, schedules
-from diffjax.core.parameterizations import PARAMETERIZATIONS
+from diffjax.core.levels import ratio_of
 from diffjax.core.schedules import Schedule, num_train_steps
 from diffjax.networks.functional import Functional
 from diffjax.solvers import SOLVERS
@@ -27,22 +29,31 @@ from runs import image_shape
 
 def make_schedule(config: DiffusionConfig) -> Schedule:
     """The forward process of a configuration."""
-    build = choose("schedule", config.schedule, schedules.SCHEDULES)
-    if not config.schedule.endswith("_betas"):
-        return build()
-    table = build(num_steps=config.num_train_steps)
-    return dj.zero_terminal_snr(table) if config.zero_terminal_snr else table
+    schedule = build(
+        "schedule", config.schedule, schedules.SCHEDULES, num_steps=config.num_train_steps
+    )
+    if config.zero_terminal_snr:
+        schedule = dj.zero_terminal_snr(schedule)
+    return schedule if config.shift == 1.0 else schedules.shifted(schedule, config.shift)
+
+
+def make_parameterization(config: DiffusionConfig) -> dj.Parameterization:
+    """What the network of a configuration predicts."""
+    return build("prediction", config.prediction, PREDICTIONS)
 
 
 def make_loss(config: Config, apply: Callable[..., Array]) -> losses.Loss:
     """The training loss of a configuration."""
     diffusion = config.diffusion
-    build: Any = dj.hybrid_loss if diffusion.learn_variance else dj.diffusion_loss
-    return build(
+    schedule = make_schedule(diffusion)
+    if diffusion.density is not None:
+        schedule = schedules.resampled(schedule, build("density", diffusion.density, DENSITIES))
+    make: Any = dj.hybrid_loss if diffusion.learn_variance else dj.diffusion_loss
+    return make(
         apply,
-        make_schedule(diffusion),
-        choose("prediction", diffusion.prediction, PARAMETERIZATIONS),
-        weight=choose("weight", diffusion.weight, losses.WEIGHTS)(),
+        schedule,
+        make_parameterization(diffusion),
+        weight=build("weight", diffusion.weight, losses.WEIGHTS, schedule=schedule),
         times=choose("times", diffusion.times, losses.TIME_SAMPLERS),
     )
 
@@ -88,12 +99,12 @@ class SampleOptions:
     """How to sample from a trained network.
 
     Attributes:
-      solver: a name of `diffjax.solvers.SOLVERS`.
-      num_steps: network calls; None for the whole chain with ddpm, 50 otherwise.
+      solver: a name of `diffjax.solvers.SOLVERS`, with arguments if need be: "ddim(eta=1.0)".
+      num_steps: steps; None for the whole chain with ddpm, 50 otherwise.
       eta: share of noise, for solvers that have one; None for their default.
       guidance_scale: 1 is off.
       clip: clip the estimates of x0 to [-1, 1].
-      spacing: of the time grid, a name of `diffjax.grids.SPACINGS`.
+      grid: of the levels, a name of `diffjax.grids.SPACINGS` or of `choices.RATIOS`.
     """
 
     solver: str = "ddim"
@@ -101,31 +112,78 @@ class SampleOptions:
     eta: float | None = None
     guidance_scale: float = 1.0
     clip: bool = True
-    spacing: str = "trailing"
+    grid: str = "trailing"
+
+    @property
+    def ancestral(self) -> bool:
+        """Whether the solver is DDPM's."""
+        return read_choice("solver", self.solver)[0] == "ddpm"
+
+
+def sampling_defaults(config: Config, **changes: Any) -> SampleOptions:
+    """How a configuration says to sample, but for the changes that are not None.
+
+    Steps and grid belong to the configuration's solver; another one has its own number of steps.
+    """
+    defaults = dataclasses.asdict(config.sampling)
+    del defaults["previews"]
+    given = {name: value for name, value in changes.items() if value is not None}
+    if given.get("solver", defaults["solver"]) != defaults["solver"]:
+        defaults["num_steps"] = None
+    return SampleOptions(**{**defaults, **given})
 
 
 def make_solver(options: SampleOptions, schedule: Schedule, learned_variance: bool) -> dj.Solver:
     """The solver that the options name."""
-    build = choose("solver", options.solver, SOLVERS)
-    accepted = inspect.signature(build).parameters
-    settings: dict[str, Any] = {"schedule": schedule} if "schedule" in accepted else {}
-    if learned_variance and options.solver == "ddpm":
+    settings: dict[str, Any] = {"schedule": schedule}
+    if learned_variance and options.ancestral:
         settings["variance"] = "learned_range"
     if options.eta is not None:
+        name, _ = read_choice("solver", options.solver)
+        accepted = inspect.signature(choose("solver", name, SOLVERS)).parameters
         if "eta" not in accepted:
-            raise ValueError(f"--eta is {options.eta}, but the solver {options.solver} has none.")
+            raise ValueError(f"--eta is {options.eta}, but the solver {name} has none.")
         settings["eta"] = options.eta
-    return build(**settings)
+    return build("solver", options.solver, SOLVERS, **settings)
+
+
+def count_steps(options: SampleOptions, schedule: Schedule) -> int:
+    """The number of steps that the options ask for."""
+    most = num_train_steps(schedule) or 1000
+    default = most if options.ancestral else min(50, most)
+    return default if options.num_steps is None else options.num_steps
 
 
 def make_times(options: SampleOptions, schedule: Schedule) -> np.ndarray:
     """The time grid that the options ask for."""
+    num_steps, steps = count_steps(options, schedule), num_train_steps(schedule)
+    settings = {} if steps is None else {"num_train_steps": steps}
+    return build("grid", options.grid, SPACINGS, num_steps=num_steps, **settings)
+
+
+def make_levels(options: SampleOptions, schedule: Schedule) -> dj.NoiseLevel:
+    """The levels that sampling visits, from noise to clean data.
+
+    A grid of ratios sigma / alpha reaches over all of the schedule unless its arguments say where
+    to begin and end. Where a schedule in continuous time ends with a trace of noise, the last step
+    leads from the level before to clean data.
+    """
+    name, _ = read_choice("grid", options.grid)
+    if choose("grid", name, {**SPACINGS, **RATIOS}) in SPACINGS.values():
+        levels = schedule(jnp.asarray(make_times(options, schedule)))
+        ratios = ratio_of(levels)
+        return levels if ratios[-1] == 0 else schedules.levels_at(schedule, ratios.at[-1].set(0.0))
     steps = num_train_steps(schedule)
-    most = steps or 1000
-    default = most if options.solver == "ddpm" else min(50, most)
-    num_steps = default if options.num_steps is None else options.num_steps
-    spacing = choose("spacing", options.spacing, dj.grids.SPACINGS)
-    return spacing(num_steps) if steps is None else spacing(num_steps, steps)
+    ends = jnp.array([0.0, 1.0]) if steps is None else jnp.array([0, steps - 1])
+    smallest, largest = map(float, ratio_of(schedule(ends)))
+    ratios = build("grid", options.grid, RATIOS, smallest=smallest, largest=largest,
+                   num_steps=count_steps(options, schedule))  # fmt: skip
+    if not np.isfinite(ratios).all():
+        raise ValueError(
+            f"grid {options.grid!r} begins where the schedule is pure noise; give its ends, as in "
+            f"{name}(smallest=0.01, largest=100)."
+        )
+    return schedules.levels_at(schedule, ratios)
 
 
 def make_sampler(
@@ -151,22 +209,12 @@ def make_sampler(
       keep_trajectory: return a `Trajectory` instead of the images.
     """
     schedule = make_schedule(config.diffusion)
-    parameterization = PARAMETERIZATIONS[config.diffusion.prediction]
-    learned = config.diffusion.learn_variance
-    solver = make_solver(options, schedule, learned)
-    levels = schedule(jnp.asarray(make_times(options, schedule)))
+    parameterization = make_parameterization(config.diffusion)
+    solver = make_solver(options, schedule, config.diffusion.learn_variance)
+    levels = make_levels(options, schedule)
     dj.parameterizations.check_level(parameterization, levels)
     walk = dj.trajectory if keep_trajectory else dj.sample
-    null_label = config.network.num_classes or 0
-
-    def denoiser(params, labels) -> Any:
-        conditioning = {} if labels is None else {"labels": labels}
-        if not learned:
-            return dj.make_denoiser(network.apply, params, parameterization, **conditioning)
-        denoise = dj.make_learned_variance_denoiser(
-            network.apply, params, parameterization, **conditioning
-        )
-        return denoise if options.solver == "ddpm" else lambda x, level: denoise(x, level).x0
+    denoiser = sampling_denoiser(config, network, options)
 
     def generate(params, key, positions, labels):
         positions, labels = jax.lax.with_sharding_constraint((positions, labels), split)
@@ -176,13 +224,6 @@ def make_sampler(
         first = jax.tree.map(lambda leaf: leaf[0], levels)
         x = dj.initial_noise(noise_keys, (positions.shape[0], *image_shape(config)), first)
         denoise = denoiser(params, labels)
-        if options.guidance_scale != 1.0:
-            null = jnp.full_like(labels, null_label)
-            denoise = dj.classifier_free(
-                denoise, denoiser(params, null), guidance_scale=options.guidance_scale
-            )
-        if options.clip:
-            denoise = dj.clip_denoised(denoise)
         return walk(keys, x, denoise, solver, levels, on_step=on_step)
 
     whole, split = replicated(mesh), batch_sharding(mesh)

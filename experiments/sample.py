@@ -5,6 +5,7 @@
 A seed gives the same images, whatever the batch size and the number of devices.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ class Args:
     """ddpm (ancestral), ddim, euler, heun, dpm_multistep, unipc, ...: diffjax.solvers.SOLVERS"""
     num_steps: int | None = None
     """network calls; by default the whole chain for ddpm and 50 for the others"""
+    times: str | None = None
+    """the time grid itself, noise first: a list such as 999,500,20 or FILE.json of tune_grid.py"""
     eta: float | None = None
     """noise of ddim: 0 (its default) is deterministic, 1 is ancestral"""
     guidance_scale: float | None = None
@@ -71,6 +74,20 @@ def parse_labels(text: str, num_classes: int | None) -> np.ndarray | None:
     return labels
 
 
+def parse_times(text: str | None) -> tuple[float, ...] | None:
+    """The grid that `--times` gives: a list of numbers, or a JSON file with the entry `times`."""
+    if text is None:
+        return None
+    try:
+        if text.endswith(".json"):
+            return tuple(json.loads(Path(text).read_text())["times"])
+        return tuple(float(part) if "." in part else int(part) for part in text.split(","))
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"--times is {text!r}; expected times such as 999,500,20 or a file of tune_grid.py."
+        ) from None
+
+
 def sample_options(args: Args, config: Config) -> SampleOptions:
     """Fill what the command line leaves open from the run's configuration."""
     defaults = config.sampling
@@ -80,9 +97,12 @@ def sample_options(args: Args, config: Config) -> SampleOptions:
             f"--guidance-scale is {scale:g}, but this run was trained without dropping its "
             "labels (network.cond_drop_prob is 0), so it has no unconditional estimate."
         )
+    if args.times is not None and args.num_steps is not None:
+        raise ValueError("--times is a grid of its own; leave --num-steps away.")
     return SampleOptions(
         solver=args.solver,
         num_steps=args.num_steps,
+        times=parse_times(args.times),
         eta=args.eta,
         guidance_scale=scale,
         clip=defaults.clip if args.clip is None else args.clip,

@@ -115,12 +115,15 @@ def quadratic(num_steps: int, num_train_steps: int | None = None) -> np.ndarray:
     return _table_grid(np.maximum(times, rank)[::-1])
 
 
-def from_times(times: Sequence[float], num_train_steps: int | None = None) -> np.ndarray:
+def from_times(
+    times: Sequence[float], num_train_steps: int | None = None, *, fractions: bool = False
+) -> np.ndarray:
     """Any list of times, noise first; the clean end (-1, or 0.0) is appended if it is missing.
 
     Args:
       times: strictly decreasing; integers 0 .. T - 1 for a table, floats in [0, 1] otherwise.
       num_train_steps: T of a table; None for continuous time.
+      fractions: floats are fractions of a table's steps, between which it interpolates.
 
     >>> from_times([999, 500, 20], 1000)
     array([999, 500,  20,  -1], dtype=int32)
@@ -129,7 +132,8 @@ def from_times(times: Sequence[float], num_train_steps: int | None = None) -> np
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"from_times: the list of times has shape {array.shape}; it is empty.")
     end, top = (0.0, 1.0) if num_train_steps is None else (-1, num_train_steps - 1)
-    if num_train_steps is not None and not np.issubdtype(array.dtype, np.integer):
+    whole = np.issubdtype(array.dtype, np.integer)
+    if num_train_steps is not None and not whole and not fractions:
         raise TypeError(f"from_times: a table takes integer steps, not {array.dtype}.")
     if array[-1] != end:
         array = np.append(array, end)
@@ -137,7 +141,7 @@ def from_times(times: Sequence[float], num_train_steps: int | None = None) -> np
         raise ValueError(
             f"from_times: times must decrease strictly and lie in [{end}, {top}]: {list(times)}"
         )
-    return array.astype(np.float32 if num_train_steps is None else np.int32)
+    return array.astype(np.int32 if num_train_steps is not None and whole else np.float32)
 
 
 SPACINGS = {

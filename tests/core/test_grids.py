@@ -56,6 +56,12 @@ def test_spacings_but_leading_start_at_the_noisiest_step(spacing):
     assert all(spacing(n, 1000)[0] == 999 for n in (2, 13, 30, 75, 999))
 
 
+def test_fractions_of_a_tables_steps_are_kept():
+    times = grids.from_times([9.0, 4.5, 0.25], 10, fractions=True)
+    np.testing.assert_array_equal(times, np.array([9.0, 4.5, 0.25, -1.0], np.float32))
+    assert grids.from_times([9, 4], 10, fractions=True).dtype == np.int32
+
+
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
