@@ -5,6 +5,7 @@ import numpy as np
 from parity_cases import Case, Comparison, Unsupported, compare, first, last
 
 from diffjax.networks import unet
+from diffjax.networks.prior import to_embedding
 from diffjax.pretrained import UnsupportedError, load_model, load_unet2d
 
 
@@ -129,6 +130,35 @@ def _flux(case: Case) -> dict[str, np.ndarray]:
     }
 
 
+def _pixart(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    x, t = last(case.inputs["hidden_states"]), case.inputs["timestep"]
+    names = {
+        "context": "encoder_hidden_states",
+        "context_mask": "encoder_attention_mask",
+        "resolution": "resolution",
+        "aspect_ratio": "aspect_ratio",
+    }
+    given = {name: case.inputs[key] for name, key in names.items() if key in case.inputs}
+    return {"sample": first(jax.jit(model.network.apply)(model.params, x, t, **given))}
+
+
+def _prior(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    x, t = case.inputs["hidden_states"], case.inputs["timestep"]
+    names = {
+        "pooled": "proj_embedding",
+        "context": "encoder_hidden_states",
+        "context_mask": "attention_mask",
+    }
+    given = {name: case.inputs[key] for name, key in names.items() if key in case.inputs}
+    y = jax.jit(model.network.apply)(model.params, x, t, **given)
+    return {
+        "predicted_image_embedding": y,
+        "post_process_latents": to_embedding(model.params, y),
+    }
+
+
 def _text(case: Case) -> dict[str, np.ndarray]:
     names = {"context": "encoder_hidden_states", "pooled": "pooled_projections"}
     return {name: case.inputs[theirs] for name, theirs in names.items()}
@@ -145,8 +175,12 @@ NETWORKS = {
     "DiTTransformer2DModel": _dit,
     "T5EncoderModel": _t5,
     "FluxTransformer2DModel": _flux,
+    "PixArtTransformer2DModel": _pixart,
+    "PriorTransformer": _prior,
     "SD3Transformer2DModel": _mmdit,
-    "Transformer2DModel": _dit,
+    "Transformer2DModel": lambda case: (
+        _dit(case) if "class_labels" in case.inputs else _pixart(case)
+    ),
     "UNet2DModel": _unet2d,
     "VQModel": _vq,
 }

@@ -5,6 +5,8 @@ from typing import Any
 from diffjax.networks.dit import DiTConfig, dit
 from diffjax.networks.flux import FluxConfig, flux
 from diffjax.networks.mmdit import MMDiTConfig, mmdit
+from diffjax.networks.pixart import PixArtConfig, pixart
+from diffjax.networks.prior import PriorConfig, prior
 from diffjax.pretrained.architecture import Architecture, Key
 
 # the two layers of diffusers' feed-forward networks, with a dropout between them
@@ -12,6 +14,18 @@ _FEED_FORWARD = {"net.0.proj": "linear_1", "net.2": "linear_2"}
 
 # activation_fn of diffusers' feed-forward networks; geglu-approximate has no gate
 _FEED_FORWARD_ACT = ("gelu", "gelu-approximate", "geglu", "swiglu")
+
+
+def _switch(default: str | None, field: str, on: str) -> Key:
+    """A key that names one kind or nothing, as whether there is one."""
+    return Key(
+        default,
+        field,
+        only=(on, None),
+        read=lambda kind: kind is not None,
+        write=lambda there: on if there else None,
+    )
+
 
 _ADA_NORM_ZERO: dict[str, Any] = {
     "num_attention_heads": Key(16, "num_heads"),
@@ -66,6 +80,46 @@ _OLD_DIT = _DIT._replace(
     },
 )
 
+_PIXART = Architecture(
+    class_name="PixArtTransformer2DModel",
+    make=PixArtConfig,
+    build=pixart,
+    keys={
+        "num_attention_heads": Key(16, "num_heads"),
+        "attention_head_dim": Key(72, "head_dim"),
+        "in_channels": Key(4, "in_channels"),
+        "out_channels": Key(8, "out_channels"),
+        "num_layers": Key(28, "num_layers"),
+        "cross_attention_dim": Key(1152, "context_dim"),
+        "attention_bias": Key(True, "attention_bias"),
+        "sample_size": Key(128, "sample_size"),
+        "patch_size": Key(2, "patch_size"),
+        "activation_fn": Key("gelu-approximate", "act", only=_FEED_FORWARD_ACT),
+        "norm_type": Key("ada_norm_single", only=("ada_norm_single",)),
+        "norm_elementwise_affine": Key(False, "norm_affine"),
+        "norm_eps": Key(1e-6, "norm_eps"),
+        "interpolation_scale": Key(None, "interpolation_scale"),
+        "use_additional_conditions": Key(None, "size_conditions"),
+        "caption_channels": Key(None, "caption_channels"),
+        "attention_type": Key("default", only=("default",)),
+    },
+    names={**_FEED_FORWARD, "adaln_single.emb": "emb"},
+)
+
+_OLD_PIXART = _PIXART._replace(
+    class_name="Transformer2DModel",
+    keys={
+        **_PIXART.keys,
+        **_TRANSFORMER_2D,
+        "out_channels": Key(None, "out_channels"),
+        "cross_attention_dim": Key(None, "context_dim"),
+        "norm_type": Key("layer_norm", only=("ada_norm_single",)),
+        "norm_eps": Key(1e-5, "norm_eps"),
+        "double_self_attention": Key(False, only=(False,)),
+        "only_cross_attention": Key(False, only=(False,)),
+    },
+)
+
 # diffusers has one attention with a second set of projections for the text; here there are two
 _JOINT_BLOCK = {
     **_FEED_FORWARD,
@@ -93,13 +147,7 @@ _SD3 = Architecture(
         "out_channels": Key(16, "out_channels"),
         "pos_embed_max_size": Key(96, "max_positions"),
         "dual_attention_layers": Key((), "dual_attention_layers"),
-        "qk_norm": Key(
-            None,
-            "qk_norm",
-            only=(None, "rms_norm"),
-            read=lambda kind: kind is not None,
-            write=lambda normed: "rms_norm" if normed else None,
-        ),
+        "qk_norm": _switch(None, "qk_norm", "rms_norm"),
         "caption_projection_dim": Key(1152, "features", derived=True),
     },
     names=_JOINT_BLOCK,
@@ -125,4 +173,28 @@ _FLUX = Architecture(
     names=_JOINT_BLOCK,
 )
 
-DIFFUSION_TRANSFORMERS = [_DIT, _OLD_DIT, _SD3, _FLUX]
+
+_PRIOR = Architecture(
+    class_name="PriorTransformer",
+    make=PriorConfig,
+    build=prior,
+    keys={
+        "num_attention_heads": Key(32, "num_heads"),
+        "attention_head_dim": Key(64, "head_dim"),
+        "num_layers": Key(20, "num_layers"),
+        "embedding_dim": Key(768, "embedding_dim"),
+        "num_embeddings": Key(77, "num_embeddings"),
+        "additional_embeddings": Key(4, "additional_embeddings"),
+        "time_embed_act_fn": Key("silu", "time_act"),
+        "norm_in_type": _switch(None, "norm_in", "layer"),
+        "embedding_proj_norm_type": _switch(None, "cond_norm", "layer"),
+        "encoder_hid_proj_type": _switch("linear", "text", "linear"),
+        "added_emb_type": _switch("prd", "query", "prd"),
+        "time_embed_dim": Key(None, "time_dim"),
+        "embedding_proj_dim": Key(None, "cond_dim"),
+        "clip_embed_dim": Key(None, "out_dim"),
+    },
+    names=_FEED_FORWARD,
+)
+
+DIFFUSION_TRANSFORMERS = [_DIT, _OLD_DIT, _PIXART, _OLD_PIXART, _SD3, _FLUX, _PRIOR]
