@@ -8,9 +8,13 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from choices import DENSITIES, PREDICTIONS, RATIOS, SPACINGS, listed
+from diffjax.core.losses import TIME_SAMPLERS, WEIGHTS
+from diffjax.core.schedules import SCHEDULES
 from diffjax.networks import UNetConfig
+from diffjax.solvers import SOLVERS
 from diffjax.training.manifest import write_atomically
 
 
@@ -34,23 +38,19 @@ class DataConfig:
 class DiffusionConfig:
     """The forward process and what the network learns of it."""
 
-    schedule: Literal[
-        "linear", "scaled_linear", "cosine", "sigmoid",
-        "linear_betas", "scaled_linear_betas", "cosine_betas", "sigmoid_betas",
-    ] = "linear_betas"  # fmt: skip
-    """noise schedule; the names with _betas are tables of num_train_steps steps"""
+    schedule: Annotated[str, listed("noise schedule", SCHEDULES)] = "linear_betas"
     num_train_steps: int = 1000
-    """length T of a table"""
+    """length T of a schedule that is a table"""
     zero_terminal_snr: bool = False
     """rescale the table so that its last step is pure noise"""
-    prediction: Literal["eps", "x0", "v", "score", "velocity"] = "eps"
-    """what the network predicts"""
-    weight: Literal[
-        "constant", "simple", "snr", "snr_plus_one", "truncated_snr", "min_snr", "p2", "sigmoid"
-    ] = "simple"
-    """loss weight, as one on x0; simple is the mean squared error on eps"""
-    times: Literal["uniform", "stratified", "low_discrepancy"] = "uniform"
-    """how training times are drawn"""
+    shift: float = 1.0
+    """factor on sigma / alpha at every time, above 1 for more noise"""
+    prediction: Annotated[str, listed("what the network predicts", PREDICTIONS)] = "eps"
+    weight: Annotated[str, listed("loss weight, as one on x0", WEIGHTS)] = "simple"
+    times: Annotated[str, listed("how training times are drawn", TIME_SAMPLERS)] = "uniform"
+    density: Annotated[
+        str | None, listed("distribution of training levels, None for the schedule's", DENSITIES)
+    ] = None
     learn_variance: bool = False
     """learn the reverse variance with the hybrid loss; doubles network.out_channels"""
 
@@ -79,6 +79,12 @@ class OptimizerConfig:
 class SamplingConfig:
     """The defaults of sample.py for this run."""
 
+    solver: Annotated[str, listed("solver", SOLVERS)] = "ddim"
+    num_steps: int | None = None
+    """steps; None for the whole chain with ddpm and 50 for the others"""
+    spacing: Annotated[str, listed("levels that are visited", {**SPACINGS, **RATIOS})] = "trailing"
+    previews: tuple[str, ...] = ("ddpm", "ddim")
+    """solvers whose samples train.py leaves as pictures; the last one's steps are animated"""
     guidance_scale: float = 1.0
     """classifier-free guidance; 1 is off"""
     clip: bool = True

@@ -104,7 +104,8 @@ class SampleOptions:
       eta: share of noise, for solvers that have one; None for their default.
       guidance_scale: 1 is off.
       clip: clip the estimates of x0 to [-1, 1].
-      grid: of the levels, a name of `diffjax.grids.SPACINGS` or of `choices.RATIOS`.
+      spacing: of the levels, a name of `diffjax.grids.SPACINGS` or of `choices.RATIOS`.
+      times: the time grid itself, noise first, in the place of num_steps and spacing.
     """
 
     solver: str = "ddim"
@@ -112,7 +113,8 @@ class SampleOptions:
     eta: float | None = None
     guidance_scale: float = 1.0
     clip: bool = True
-    grid: str = "trailing"
+    spacing: str = "trailing"
+    times: tuple[float, ...] | None = None
 
     @property
     def ancestral(self) -> bool:
@@ -149,6 +151,8 @@ def make_solver(options: SampleOptions, schedule: Schedule, learned_variance: bo
 
 def count_steps(options: SampleOptions, schedule: Schedule) -> int:
     """The number of steps that the options ask for."""
+    if options.times is not None:
+        return len(make_times(options, schedule)) - 1
     most = num_train_steps(schedule) or 1000
     default = most if options.ancestral else min(50, most)
     return default if options.num_steps is None else options.num_steps
@@ -156,9 +160,12 @@ def count_steps(options: SampleOptions, schedule: Schedule) -> int:
 
 def make_times(options: SampleOptions, schedule: Schedule) -> np.ndarray:
     """The time grid that the options ask for."""
-    num_steps, steps = count_steps(options, schedule), num_train_steps(schedule)
+    steps = num_train_steps(schedule)
+    if options.times is not None:
+        return dj.from_times(options.times, steps)
+    num_steps = count_steps(options, schedule)
     settings = {} if steps is None else {"num_train_steps": steps}
-    return build("grid", options.grid, SPACINGS, num_steps=num_steps, **settings)
+    return build("spacing", options.spacing, SPACINGS, num_steps=num_steps, **settings)
 
 
 def make_levels(options: SampleOptions, schedule: Schedule) -> dj.NoiseLevel:
@@ -168,22 +175,55 @@ def make_levels(options: SampleOptions, schedule: Schedule) -> dj.NoiseLevel:
     to begin and end. Where a schedule in continuous time ends with a trace of noise, the last step
     leads from the level before to clean data.
     """
-    name, _ = read_choice("grid", options.grid)
-    if choose("grid", name, {**SPACINGS, **RATIOS}) in SPACINGS.values():
+    name, _ = read_choice("spacing", options.spacing)
+    choose("spacing", name, {**SPACINGS, **RATIOS})
+    if options.times is not None or name in SPACINGS:
         levels = schedule(jnp.asarray(make_times(options, schedule)))
         ratios = ratio_of(levels)
         return levels if ratios[-1] == 0 else schedules.levels_at(schedule, ratios.at[-1].set(0.0))
     steps = num_train_steps(schedule)
     ends = jnp.array([0.0, 1.0]) if steps is None else jnp.array([0, steps - 1])
     smallest, largest = map(float, ratio_of(schedule(ends)))
-    ratios = build("grid", options.grid, RATIOS, smallest=smallest, largest=largest,
+    ratios = build("spacing", options.spacing, RATIOS, smallest=smallest, largest=largest,
                    num_steps=count_steps(options, schedule))  # fmt: skip
     if not np.isfinite(ratios).all():
         raise ValueError(
-            f"grid {options.grid!r} begins where the schedule is pure noise; give its ends, as in "
+            f"spacing {options.spacing!r} begins where the schedule is pure noise; give its ends, as in "
             f"{name}(smallest=0.01, largest=100)."
         )
     return schedules.levels_at(schedule, ratios)
+
+
+def sampling_denoiser(
+    config: Config, network: Functional, options: SampleOptions
+) -> Callable[[Any, Array | None], Any]:
+    """`denoiser(params, labels)`, guided and clipped as the options say.
+
+    Call it inside the jitted function, so that params are not compiled in as constants.
+    """
+    parameterization = make_parameterization(config.diffusion)
+    learned = config.diffusion.learn_variance
+    null_label = config.network.num_classes or 0
+
+    def plain(params, labels) -> Any:
+        conditioning = {} if labels is None else {"labels": labels}
+        if not learned:
+            return dj.make_denoiser(network.apply, params, parameterization, **conditioning)
+        denoise = dj.make_learned_variance_denoiser(
+            network.apply, params, parameterization, **conditioning
+        )
+        return denoise if options.ancestral else lambda x, level: denoise(x, level).x0
+
+    def denoiser(params, labels) -> Any:
+        denoise = plain(params, labels)
+        if options.guidance_scale != 1.0:
+            null = jnp.full_like(labels, null_label)
+            denoise = dj.classifier_free(
+                denoise, plain(params, null), guidance_scale=options.guidance_scale
+            )
+        return dj.clip_denoised(denoise) if options.clip else denoise
+
+    return denoiser
 
 
 def make_sampler(

@@ -9,16 +9,26 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 import diffjax as dj
+from choices import RATIOS, SPACINGS, listed
 from cli import parse_args, run_script
 from config import Config
+from diffjax.solvers import SOLVERS
 from diffjax.training import initialize_distributed, make_mesh
-from model import SampleOptions, make_sampler, make_schedule, make_times, to_uint8
+from model import (
+    SampleOptions,
+    count_steps,
+    make_sampler,
+    make_schedule,
+    sampling_defaults,
+    to_uint8,
+)
 from pictures import save_grid
 from runs import load_run
 
@@ -31,10 +41,13 @@ class Args:
     """the run folder"""
     num_samples: int = 100
     """how many images"""
-    solver: str = "ddim"
-    """ddpm (ancestral), ddim, euler, heun, dpm_multistep, unipc, ...: diffjax.solvers.SOLVERS"""
+    solver: Annotated[str | None, listed("solver, by default the run's", SOLVERS)] = None
     num_steps: int | None = None
-    """network calls; by default the whole chain for ddpm and 50 for the others"""
+    """steps; by default as the run's configuration says, or, for another solver than the run's,
+    the whole chain for ddpm and 50 for the others"""
+    spacing: Annotated[
+        str | None, listed("levels to visit, by default the run's", {**SPACINGS, **RATIOS})
+    ] = None
     times: str | None = None
     """the time grid itself, noise first: a list such as 999,500,20 or FILE.json of tune_grid.py"""
     eta: float | None = None
@@ -90,8 +103,7 @@ def parse_times(text: str | None) -> tuple[float, ...] | None:
 
 def sample_options(args: Args, config: Config) -> SampleOptions:
     """Fill what the command line leaves open from the run's configuration."""
-    defaults = config.sampling
-    scale = defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale
+    scale = config.sampling.guidance_scale if args.guidance_scale is None else args.guidance_scale
     if scale != 1.0 and not config.network.cond_drop_prob:
         raise ValueError(
             f"--guidance-scale is {scale:g}, but this run was trained without dropping its "
@@ -99,13 +111,15 @@ def sample_options(args: Args, config: Config) -> SampleOptions:
         )
     if args.times is not None and args.num_steps is not None:
         raise ValueError("--times is a grid of its own; leave --num-steps away.")
-    return SampleOptions(
+    return sampling_defaults(
+        config,
         solver=args.solver,
         num_steps=args.num_steps,
+        spacing=args.spacing,
         times=parse_times(args.times),
         eta=args.eta,
         guidance_scale=scale,
-        clip=defaults.clip if args.clip is None else args.clip,
+        clip=args.clip,
     )
 
 
@@ -158,7 +172,7 @@ def main() -> None:
     # every batch is filled up to a multiple of the devices
     batch_size = -(-min(args.batch_size, args.num_samples) // devices) * devices
 
-    steps = len(make_times(options, make_schedule(run.config.diffusion))) - 1
+    steps = count_steps(options, make_schedule(run.config.diffusion))
     batches = -(-args.num_samples // batch_size)
     speaks = jax.process_index() == 0
     # the delay keeps an empty bar from standing in front of an error message

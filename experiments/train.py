@@ -22,6 +22,7 @@ import tyro
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from choices import read_choice
 from cli import choose, parse_args, run_script
 from config import Config, RunConfig, load_config, save_config
 from configs import CONFIGS
@@ -44,7 +45,7 @@ from diffjax.training import (
     shard_state,
     stop_on_signals,
 )
-from model import SampleOptions, make_loss, make_optimizer, make_sampler, to_uint8
+from model import make_loss, make_optimizer, make_sampler, sampling_defaults, to_uint8
 from pictures import save_animation, save_grid, save_loss_curve
 from runs import CHECKPOINTS, CONFIG_FILE, image_shape, network_config
 
@@ -201,7 +202,7 @@ def sampling_params(state: TrainState, config: Config) -> Any:
 def make_previewer(config: Config, network: Functional, mesh: Mesh):
     """Compile `preview(params, folder, suffix)`, which writes sample grids and an animation.
 
-    One row for each class (at most 10), by ancestral DDPM on its whole chain and by 50-step DDIM.
+    One row for each class (at most 10), by each of the solvers in config.sampling.previews.
     """
     classes = config.network.num_classes
     rows, columns = (8, 8) if classes is None else (min(classes, 10), 10)
@@ -209,11 +210,7 @@ def make_previewer(config: Config, network: Functional, mesh: Mesh):
     padded = -(-number // mesh.shape["data"]) * mesh.shape["data"]
     positions = np.arange(padded, dtype=np.int32)
     labels = None if classes is None else (positions // columns % classes).astype(np.int32)
-    defaults = config.sampling
     bars: list[tqdm] = []
-
-    def options(solver):
-        return SampleOptions(solver, guidance_scale=defaults.guidance_scale, clip=defaults.clip)
 
     def count(_):
         if bars:
@@ -222,21 +219,24 @@ def make_previewer(config: Config, network: Functional, mesh: Mesh):
     def advance(i, x):
         jax.debug.callback(count, i)
 
+    solvers = config.sampling.previews or (config.sampling.solver,)
     build = partial(make_sampler, config, network, mesh=mesh, on_step=advance)
-    ancestral = build(options=options("ddpm"))
-    trajectory = build(options=options("ddim"), keep_trajectory=True)
+    *others, animated = [sampling_defaults(config, solver=solver) for solver in solvers]
+    samplers = [build(options=options) for options in others]
+    trajectory = build(options=animated, keep_trajectory=True)
+    names = [read_choice("previews", solver)[0] for solver in solvers]
 
     def preview(params, folder: Path, suffix: str = "") -> None:
         key = jax.random.key(config.seed)
         with tqdm(desc="sampling", unit="step", disable=jax.process_index() != 0) as bar:
             bars.append(bar)
             frames = list(to_uint8(trajectory(params, key, positions, labels).x)[:, :number])
-            images = to_uint8(ancestral(params, key, positions, labels))[:number]
+            grids = [to_uint8(draw(params, key, positions, labels))[:number] for draw in samplers]
             jax.effects_barrier()
             bars.clear()
         if jax.process_index() == 0:
-            save_grid(folder / f"samples_ddim{suffix}.png", frames[-1], columns)
-            save_grid(folder / f"samples_ddpm{suffix}.png", images, columns)
+            for name, images in zip(names, [*grids, frames[-1]]):
+                save_grid(folder / f"samples_{name}{suffix}.png", images, columns)
             save_animation(folder / f"denoising{suffix}.gif", frames, columns)
 
     return preview

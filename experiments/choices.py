@@ -1,0 +1,84 @@
+"""Settings that name one of several functions: NAME, or NAME(KEY=VALUE, ...).
+
+    cosine                                    a row of diffjax's tables, as it stands
+    edm_sigmas(sigma_min=0.002, rho=7)        the same with other arguments
+
+So a configuration is text, and a new row of a table needs no new setting.
+"""
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import tyro
+
+from cli import choose
+from diffjax.core import densities, grids, parameterizations, sigma_grids
+
+# builders of what the tables of diffjax hold ready-made
+PREDICTIONS: dict[str, Callable[..., parameterizations.Parameterization]] = {
+    **{name: partial(lambda row, /: row, row)
+       for name, row in parameterizations.PARAMETERIZATIONS.items()},
+    "edm": parameterizations.edm,
+}  # fmt: skip
+DENSITIES = densities.DENSITIES
+SPACINGS = grids.SPACINGS
+RATIOS: dict[str, Callable[..., Any]] = {
+    "karras": sigma_grids.karras_ratios,
+    "exponential": sigma_grids.exponential_ratios,
+    "beta": sigma_grids.beta_ratios,
+}
+
+
+def listed(text: str, table: Mapping[str, Any]) -> Any:
+    """The help of a setting that names a row of a table."""
+    return tyro.conf.arg(help=f"{text}: {', '.join(table)}; arguments as in NAME(KEY=VALUE)")
+
+
+def read_choice(what: str, text: str) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments of a setting.
+
+    Raises:
+      ValueError: the text is neither NAME nor NAME(KEY=VALUE, ...) with plain values.
+
+    >>> read_choice("schedule", "variance_exploding(sigma_max=100)")
+    ('variance_exploding', {'sigma_max': 100})
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+        if not isinstance(call.func, ast.Name) or call.args:
+            raise ValueError
+        return call.func.id, {str(key.arg): ast.literal_eval(key.value) for key in call.keywords}
+    except (SyntaxError, ValueError):
+        raise ValueError(f"{what} is {text!r}; expected NAME or NAME(KEY=VALUE, ...).") from None
+
+
+def build(what: str, text: str, table: Mapping[str, Callable[..., Any]], **offered: Any) -> Any:
+    """Call the function of a table that a setting names.
+
+    Args:
+      what: the setting, for messages.
+      text: NAME or NAME(KEY=VALUE, ...).
+      table: functions by name.
+      **offered: further arguments, passed on if the function has them and the text does not.
+
+    Raises:
+      ValueError: the name or an argument is unknown; the message has the nearest that exists.
+
+    >>> build("density", "log_normal(mean=0.0)", DENSITIES).mean
+    0.0
+    """
+    name, given = read_choice(what, text)
+    function = choose(what, name, table)
+    accepted = inspect.signature(function).parameters
+    for key in given:
+        if key not in accepted:
+            near = difflib.get_close_matches(key, accepted, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{what} {name} has no argument {key!r}.{hint}")
+    wanted = {key: value for key, value in offered.items() if key in accepted}
+    return function(**{**wanted, **given})
