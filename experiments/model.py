@@ -162,7 +162,7 @@ def make_times(options: SampleOptions, schedule: Schedule) -> np.ndarray:
     """The time grid that the options ask for."""
     steps = num_train_steps(schedule)
     if options.times is not None:
-        return dj.from_times(options.times, steps)
+        return dj.from_times(options.times, steps, fractions=True)
     num_steps = count_steps(options, schedule)
     settings = {} if steps is None else {"num_train_steps": steps}
     return build("spacing", options.spacing, SPACINGS, num_steps=num_steps, **settings)
@@ -188,7 +188,7 @@ def make_levels(options: SampleOptions, schedule: Schedule) -> dj.NoiseLevel:
                    num_steps=count_steps(options, schedule))  # fmt: skip
     if not np.isfinite(ratios).all():
         raise ValueError(
-            f"spacing {options.spacing!r} begins where the schedule is pure noise; give its ends, as in "
+            f"spacing {options.spacing!r} begins at pure noise; give its ends, as in "
             f"{name}(smallest=0.01, largest=100)."
         )
     return schedules.levels_at(schedule, ratios)
