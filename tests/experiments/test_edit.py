@@ -1,0 +1,129 @@
+"""The editing script, on a run whose network is a formula."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import edit
+from configs import CONFIGS
+from diffjax.networks import Functional
+from runs import Run
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
+
+
+def apply(params, x, t, *, labels):
+    """v of images that are grey, lighter for larger labels."""
+    return params * x - 0.1 * labels[:, None, None, None].astype(x.dtype)
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path):
+    """Run a command on three images; what it wrote."""
+    run = Run(CONFIGS["digits"], Functional(lambda key: 0.3, apply), jnp.array(0.3), 1)
+    monkeypatch.setattr(edit, "load_run", lambda workdir, mesh: run)
+    np.savez(tmp_path / "in.npz", images=IMAGES, labels=np.array([0, 3, 9]))
+
+    def call(command, *words, output="out.npz"):
+        given = {"--input": tmp_path / "in.npz", "--num-steps": 6}
+        given |= dict(zip(words[::2], words[1::2]))
+        flags = [str(word) for pair in given.items() for word in pair]
+        target = tmp_path / output
+        argv = ["edit.py", command, "--workdir", "run", "--output", str(target), *flags]
+        monkeypatch.setattr("sys.argv", argv)
+        edit.main()
+        return (
+            np.load(target)["images"] if target.suffix == ".npz" else np.asarray(Image.open(target))
+        )
+
+    return call
+
+
+def test_inpainting_paints_where_the_mask_says(call, tmp_path):
+    hole = np.zeros((8, 8))
+    hole[1:3, 5:] = 1.0
+    np.save(tmp_path / "mask.npy", hole)
+    images = call("inpaint", "--mask", tmp_path / "mask.npy", "--jump-length", 2)
+    changed = np.any(images != IMAGES, axis=(0, 3))
+    np.testing.assert_array_equal(changed, hole.astype(bool))
+
+
+def test_filling_keeps_every_number_that_is_not_missing(call, tmp_path):
+    holes = IMAGES.astype(np.float32)
+    holes[:, ::2, 1::3] = np.nan
+    np.savez(tmp_path / "holes.npz", images=holes, labels=np.array([0, 3, 9]))
+    images = call("fill", "--input", tmp_path / "holes.npz", "--jump-length", 2)
+    known = ~np.isnan(holes)
+    np.testing.assert_array_equal(images[known], IMAGES[known])
+    with pytest.raises(ValueError, match="misses nothing"):
+        call("fill")
+
+
+def test_outpainting_keeps_the_image_in_the_middle(call):
+    images = call("outpaint", "--width", 20, "--height", 12, "--jump-length", 2)
+    assert images.shape == (3, 12, 20, 1)
+    np.testing.assert_array_equal(images[:, 2:10, 6:14], IMAGES)
+
+
+def test_varying_restyling_and_inverting_depend_on_the_labels(call):
+    for command in ("img2img", "invert-edit", "style"):
+        same, other = call(command), call(command, "--labels", "9", "--guidance-scale", 2.0)
+        assert same.shape == IMAGES.shape
+        assert np.mean(other[0]) > np.mean(same[0])
+
+
+def test_denoising_with_the_noise_that_there_is_and_one_estimated(call, capsys):
+    assert call("denoise", "--noise-std", 0.3).shape == IMAGES.shape
+    assert call("denoise", "--add-noise", 0.3).shape == IMAGES.shape
+    assert "noise of standard deviation" in capsys.readouterr().out
+
+
+def test_a_picture_has_a_row_for_each_stage(call):
+    picture = call("inpaint", "--num-images", 2, "--jump-length", 2, output="out.png")
+    assert picture.shape == ((3 * 9 - 1) * 4, (2 * 9 - 1) * 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("inpaint", "--mask", "middle"), "--mask is 'middle'; it must be one of left, right"),
+        (("img2img", "--strength", 1.5), "strength is 1.5"),
+        (("img2img", "--labels", "11"), "classes of this run are 0 to 9"),
+        (("style", "--style", 5), "there are 3 images"),
+        (("outpaint", "--width", 4), "do not cover a canvas"),
+        (("denoise", "--num-steps", 0), "at least 1"),
+        (("inpaint", "--jump-length", 7), "for a grid of 6 steps"),
+    ],
+)
+def test_what_cannot_be_is_refused(call, words, message):
+    with pytest.raises(ValueError, match=message):
+        call(*words)
+
+
+def test_images_and_masks_of_another_size_are_refused(call, tmp_path):
+    np.savez(tmp_path / "wide.npz", images=np.zeros((2, 8, 9, 1), np.uint8))
+    with pytest.raises(ValueError, match=r"images are \(8, 9, 1\), but this run makes \(8, 8, 1\)"):
+        call("img2img", "--input", tmp_path / "wide.npz")
+    np.save(tmp_path / "mask.npy", np.zeros((8, 9)))
+    with pytest.raises(ValueError, match=r"has the shape \(8, 9\); needed is \(8, 8\)"):
+        call("inpaint", "--mask", tmp_path / "mask.npy")
+
+
+def test_guidance_needs_an_unconditional_estimate(monkeypatch, call):
+    config = CONFIGS["digits"]
+    certain = dataclasses.replace(config.network, cond_drop_prob=0.0)
+    run = Run(dataclasses.replace(config, network=certain), Functional(None, apply), 0.3, 1)
+    monkeypatch.setattr(edit, "load_run", lambda workdir, mesh: run)
+    with pytest.raises(ValueError, match="no unconditional estimate"):
+        call("img2img", "--guidance-scale", 2.0)
+    with pytest.raises(ValueError, match="Name the classes"):
+        call("img2img", "--labels", "none")
+
+
+def test_every_command_has_a_function():
+    assert set(edit.COMMANDS) == set(edit.Args.__args__)
+    assert edit.read_mask("left", (4, 6)).sum() == 12
