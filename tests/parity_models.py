@@ -42,6 +42,13 @@ def _unet2d(case: Case) -> dict[str, np.ndarray]:
     return {"sample": first(y)}
 
 
+def _unet1d(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    x, t = np.moveaxis(case.inputs["sample"], 1, 2), case.inputs["timestep"]
+    y = jax.jit(model.network.apply)(model.params, x, t)
+    return {"sample": np.moveaxis(y, 1, 2)}
+
+
 def _clip_text(case: Case) -> dict[str, np.ndarray]:
     model = load_model(case.checkpoint)
     found = jax.jit(model.network.apply)(model.params, case.inputs["input_ids"])
@@ -96,6 +103,13 @@ def _vq(case: Case) -> dict[str, np.ndarray]:
         "decoded_not_quantized": first(decode(params, latents, quantize=False)),
         "reconstruction": first(decode(params, z)),
     }
+
+
+def _clap_text(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    tokens, mask = case.inputs["input_ids"], case.inputs["attention_mask"]
+    found = jax.jit(model.network.apply)(model.params, tokens, mask=mask)
+    return {"last_hidden_state": found.last, "text_embeds": found.pooled}
 
 
 def _t5(case: Case) -> dict[str, np.ndarray]:
@@ -172,6 +186,7 @@ NETWORKS = {
     "CLIPTextModelWithProjection": _clip_text,
     "CLIPVisionModel": _clip_vision,
     "CLIPVisionModelWithProjection": _clip_vision,
+    "ClapTextModelWithProjection": _clap_text,
     "DiTTransformer2DModel": _dit,
     "T5EncoderModel": _t5,
     "FluxTransformer2DModel": _flux,
@@ -181,6 +196,7 @@ NETWORKS = {
     "Transformer2DModel": lambda case: (
         _dit(case) if "class_labels" in case.inputs else _pixart(case)
     ),
+    "UNet1DModel": _unet1d,
     "UNet2DModel": _unet2d,
     "VQModel": _vq,
 }

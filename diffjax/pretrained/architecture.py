@@ -72,10 +72,12 @@ def read_settings(architecture: Architecture, settings: Mapping[str, Any], **opt
         value = settings.get(name, key.default)
         if key.only is not None and value not in key.only:
             raise _unsupported(name, value, *key.only)
-        if key.derived and key.field is not None:
-            derived[name] = key.field, value
-        elif key.field is not None:
-            values[key.field] = key.read(tuple(value) if isinstance(value, list) else value)
+        if key.field is not None:
+            field_value = key.read(tuple(value) if isinstance(value, list) else value)
+            if key.derived:
+                derived[name] = key.field, field_value
+            else:
+                values[key.field] = field_value
     try:
         config = architecture.make(**values, **architecture.fixed, **options)
     except TypeError as error:
@@ -83,7 +85,8 @@ def read_settings(architecture: Architecture, settings: Mapping[str, Any], **opt
         raise ValueError(f"config.json does not fit {architecture.class_name}: {error}") from error
     for name, (field, value) in derived.items():
         if value != getattr(config, field):
-            raise _unsupported(name, value, getattr(config, field))
+            supported = architecture.keys[name].write(getattr(config, field))
+            raise _unsupported(name, settings.get(name), supported)
     return config
 
 

@@ -1,5 +1,6 @@
 """The folders of text and image encoders, as transformers writes them."""
 
+from diffjax.networks.clap import CLAPTextConfig, clap_text
 from diffjax.networks.clip import CLIPTextConfig, CLIPVisionConfig, clip_text, clip_vision
 from diffjax.networks.t5 import T5Config, t5_encoder
 from diffjax.pretrained.architecture import Architecture, Key
@@ -87,6 +88,48 @@ _CLIP_VISION = Architecture(
 )
 
 
+_CLAP_TEXT = Architecture(
+    class_name="ClapTextModelWithProjection",
+    make=CLAPTextConfig,
+    build=clap_text,
+    stem="model",
+    keys={
+        "vocab_size": Key(50265, "vocab_size"),
+        "type_vocab_size": Key(1, "token_types"),
+        "hidden_size": Key(768, "hidden_size"),
+        "intermediate_size": Key(3072, "intermediate_size"),
+        "num_hidden_layers": Key(12, "num_layers"),
+        "num_attention_heads": Key(12, "num_heads"),
+        "max_position_embeddings": Key(514, "max_positions"),
+        "pad_token_id": Key(1, "pad_token"),
+        "hidden_act": Key("gelu", "act"),
+        "projection_hidden_act": Key("relu", "projection_act"),
+        "layer_norm_eps": Key(1e-12, "norm_eps"),
+        "projection_dim": Key(512, "projection_dim"),
+        "model_type": Key("clap_text_model", only=("clap_text_model",)),
+    },
+    names={
+        "text_model.embeddings.word_embeddings": "word_embeddings",
+        "text_model.embeddings.token_type_embeddings": "token_type_embeddings",
+        "text_model.embeddings.position_embeddings": "position_embeddings",
+        "text_model.embeddings.LayerNorm": "embedding_norm",
+        "text_model.encoder.layer": "layers",
+        "attention.self.query": "attn1.to_q",
+        "attention.self.key": "attn1.to_k",
+        "attention.self.value": "attn1.to_v",
+        "attention.output.dense": "attn1.to_out.0",
+        "attention.output.LayerNorm": "norm1",
+        "intermediate.dense": "ff.linear_1",
+        "output.dense": "ff.linear_2",
+        "output.LayerNorm": "norm3",
+        "text_model.pooler.dense": "pooler",
+        "text_projection.linear1": "text_projection.linear_1",
+        "text_projection.linear2": "text_projection.linear_2",
+    },
+    present=lambda name: None if name.endswith(("position_ids", "token_type_ids")) else name,
+)
+
+
 def _projected(architecture: Architecture) -> Architecture:
     keys = {**architecture.keys, "projection_dim": Key(512, "projection_dim")}
     name = f"{architecture.class_name}WithProjection"
@@ -162,4 +205,5 @@ TEXT_ENCODERS = [
     _projected(_CLIP_VISION),
     _t5(gated=True),
     _t5(gated=False),
+    _CLAP_TEXT,
 ]
