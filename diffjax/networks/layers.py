@@ -145,6 +145,8 @@ class SelfAttention(nnx.Module):
       head_dim: channels of each head, of which there are as many as fit; None for a single head.
       num_groups: of the GroupNorm in front, see there; 0 for none.
       residual_scale: factor on the sum.
+      identity: replace the attention map by the identity, so that every position sees itself
+        alone: the worse network of perturbed-attention guidance (arXiv:2403.17377).
     """
 
     def __init__(
@@ -155,6 +157,7 @@ class SelfAttention(nnx.Module):
         num_groups: int | None,
         eps: float,
         residual_scale: float = 1.0,
+        identity: bool = False,
         zero: bool,
         rngs: nnx.Rngs,
     ):
@@ -162,6 +165,7 @@ class SelfAttention(nnx.Module):
         require_heads(channels, self.head_dim)
         inner = channels // self.head_dim * self.head_dim
         self.residual_scale = residual_scale
+        self.identity = identity
         self.normalised = num_groups != 0
         if self.normalised:
             self.group_norm = GroupNorm(channels, num_groups, eps=eps)
@@ -176,7 +180,8 @@ class SelfAttention(nnx.Module):
         h = h.reshape(x.shape[0], -1, x.shape[-1])
         heads = (*h.shape[:2], -1, self.head_dim)
         q, k, v = (project(h).reshape(heads) for project in (self.to_q, self.to_k, self.to_v))
-        mixed = operations.attention(q, k, v).reshape(*h.shape[:2], -1)
+        mixed = v if self.identity else operations.attention(q, k, v)
+        mixed = mixed.reshape(*h.shape[:2], -1)
         return (x + self.to_out[0](mixed).reshape(x.shape)) * self.residual_scale
 
 

@@ -82,7 +82,11 @@ class MidBlock(nnx.Module):
             "num_groups": _first_given(config.end_groups, config.num_groups),
             "residual_scale": _first_given(config.mid_residual_scale, config.residual_scale),
         }
-        normed = {**own, "num_groups": _first_given(config.mid_attention_groups, own["num_groups"])}
+        normed = {
+            **own,
+            "num_groups": _first_given(config.mid_attention_groups, own["num_groups"]),
+            "identity": config.identity_attention != "none",
+        }
         self.resnets = _residual_blocks(config, [channels, channels], channels, rngs, **own)
         self.attentions = _attentions(config, int(config.mid_attention), channels, rngs, **normed)
         self.remat = config.remat
@@ -204,6 +208,7 @@ def _attentions(
         "num_groups": _first_given(config.attention_groups, config.num_groups),
         "eps": config.norm_eps,
         "residual_scale": config.residual_scale,
+        "identity": config.identity_attention == "all",
         "zero": config.zero_init,
     }
     make = lambda: SelfAttention(channels, **{**options, **changes}, rngs=rngs)

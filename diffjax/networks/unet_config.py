@@ -12,6 +12,7 @@ BETWEEN = ("conv", "plain")
 CHOICES = {
     "time_embedding": ("sinusoidal", "fourier", "learned"),
     "class_embedding": ("table", "timestep", "identity"),
+    "identity_attention": ("none", "middle", "all"),
     "progressive_input": ("none", "sum", "cat", "residual"),
     "activation": tuple(ACTIVATIONS),
     "dtype": ("float32", "bfloat16", "float16"),
@@ -39,6 +40,8 @@ class UNetConfig:
       up_attention: the same on the way up, or "last" for the last block alone; None to mirror
         `attention`.
       mid_block, mid_attention: whether there is a middle block, and attention in it.
+      identity_attention: where attention maps are replaced by the identity: "none", "middle" or
+        "all". The parameters stay the same; for perturbed-attention guidance.
       head_dim: channels of an attention head, of which as many as fit are taken; None for a single
         head.
       num_groups: of every GroupNorm; None for as many as have 4 channels, 32 at most.
@@ -100,6 +103,7 @@ class UNetConfig:
     up_attention: tuple[bool | str, ...] | None = None
     mid_block: bool = True
     mid_attention: bool = True
+    identity_attention: str = "none"
     head_dim: int | None = None
     num_groups: int | None = 32
     end_groups: int | None = None

@@ -53,10 +53,11 @@ def ddpmpp_cifar10(*, deep: bool = False, **changes) -> UNetConfig:
 
 
 def ncsnpp_cifar10(*, deep: bool = False, **changes) -> UNetConfig:
-    """NCSN++ for 32x32 images, whose clock is a sigma and whose output is a score.
+    """NCSN++ for 32x32 images, for the prediction `ncsn`: told log(sigma), and sigma x score out.
 
     DDPM++ with filtered resizing, the image joined into every level, and random Fourier features.
-    Source: score SDEs, arXiv:2011.13456, appendix H.
+    With sigma_clock the same network is told sigma and returns the score itself, as its published
+    weights have it. Source: score SDEs, arXiv:2011.13456, appendix H.
 
     >>> ncsnpp_cifar10(deep=True).layers_per_block
     8
@@ -67,7 +68,6 @@ def ncsnpp_cifar10(*, deep: bool = False, **changes) -> UNetConfig:
         "progressive_input": "residual",
         "time_embedding": "fourier",
         "time_scale": 1.0,
-        "sigma_clock": True,
     }
     return ddpmpp_cifar10(deep=deep, **{**differences, **changes})
 

@@ -78,8 +78,8 @@ def autoguidance(denoise: Denoiser, weaker: Denoiser, *, guidance_scale: Scale) 
 
     The weaker denoiser may be a smaller or less trained network, an early average of its weights,
     one with dropout, or, for perturbed-attention guidance, the same parameters in a network whose
-    self-attention maps are replaced by the identity (the scale s of that paper counts from 0:
-    guidance_scale = 1 + s).
+    self-attention maps are replaced by the identity (`UNetConfig(identity_attention="middle")`; the
+    scale s of that paper counts from 0: guidance_scale = 1 + s).
     Sources: arXiv:2406.02507, Eq. 5; perturbed attention: arXiv:2403.17377, Eq. 10.
 
     Args:
