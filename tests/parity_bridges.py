@@ -6,16 +6,16 @@ from that rule alone. docs/diffusers_differences.md explains each entry under it
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from parity_cases import Comparison, last
 
-from diffjax.core.parameterizations import estimate_eps, estimate_x0
+from diffjax.core.parameterizations import estimate_eps, estimate_x0, split_learned_variance
 from diffjax.pretrained import scheduler_tables as tables
 from diffjax.solvers.adams import slope_transfer
+from diffjax.solvers.ancestral import reverse_variance
 from diffjax.solvers.exponential import RULES
 
 
@@ -111,9 +111,9 @@ def rounding(run):
 
 
 def pndm_fixed_stride(run):
-    """PLMS with the next time step t - T // N; the second call is told the listed time."""
+    """PNDM with the next time step t - T // N; some calls are told other times than those of x."""
     config = run.scheduler.config
-    if run.scheduler.name != "PNDMScheduler" or not config["skip_prk_steps"]:
+    if run.scheduler.name != "PNDMScheduler":
         return None
     stride = (
         config["num_train_timesteps"] // run.case.settings["set_timesteps"]["num_inference_steps"]
@@ -122,23 +122,59 @@ def pndm_fixed_stride(run):
     slope = "v" if run.scheduler.parameterization.name == "v" else "eps"
     weights = {1: [1], 2: [1.5, -0.5], 3: [23 / 12, -16 / 12, 5 / 12]}
     weights[4] = [55 / 24, -59 / 24, 37 / 24, -9 / 24]
-    x, calls, slopes, started = run.start(), [], [], None
+    runge_kutta = 0 if config["skip_prk_steps"] else 12
+    x, calls, slopes, started, total, anchor = run.start(), [], [], None, 0.0, 0
     for counter, t in enumerate(run.case.outputs["timesteps"].astype(int)):
         level = schedule(jnp.asarray(t))
         x0 = run.recording(calls, level)(x, level)
         eps = estimate_eps(x, x0, level)
         value = eps if slope == "eps" else level.alpha * eps - level.sigma * x0
-        ends = t, t - stride
-        if counter == 1:
+        phase = counter % 4
+        if counter < runge_kutta:
+            if phase == 0:
+                started, anchor, total, slopes = x, t, 0.0, [value, *slopes[:3]]
+            total = total + value / (6.0, 3.0, 3.0, 6.0)[phase]
+            ends = anchor, t - (0 if phase % 2 else stride // 2)
+            value, x = total if phase == 3 else value, started
+        elif counter == 1:
             value, x, ends = 0.5 * (value + slopes[0]), started, (t + stride, t)
         else:
-            slopes = [value, *slopes[:3]]
+            slopes, started, ends = [value, *slopes[:3]], x, (t, t - stride)
             value = sum(w * each for w, each in zip(weights[len(slopes)], slopes))
-            started = x
         start, end = (schedule(jnp.asarray(max(each, -1))) for each in ends)
         row = slope_transfer(start, end, slope)
         x = row.keep * x + row.gain * value
     return run.compare((calls, x))
+
+
+def noise_by_time(run):
+    """SA-Solver's `add_noise` looks up the table at whole time steps, whatever the grid holds."""
+    if run.scheduler.name != "SASolverScheduler":
+        return None
+    steps = jnp.asarray(run.levels.t, jnp.int32)
+    return run.compare(run.follow(start=run.start(tables.table(run.scheduler.config)(steps))))
+
+
+def noised_by_time(run):
+    """The same for `add_noise` itself."""
+    if run.scheduler.name != "SASolverScheduler":
+        return None
+    steps = jnp.asarray(run.case.outputs["add_noise_timesteps"], jnp.int32)
+    return [run.noised_to(tables.table(run.scheduler.config)(steps))]
+
+
+def noise_on_clean_data(run):
+    """DDPM's schedulers add noise in the step to clean data, unless that starts at t = 0."""
+    current, next_ = run.pairs()[-1]
+    if not run.scheduler.name.startswith("DDPM") or current.t == 0 or next_.sigma > 0:
+        return None
+    calls, result = run.follow()
+    variance, fraction = run.scheduler.config["variance_type"], None
+    if variance == "learned_range":
+        _, values = split_learned_variance(calls[-1].output, result)
+        fraction = 0.5 * (values + 1.0)
+    spread = jnp.sqrt(reverse_variance(current, next_, variance, fraction))
+    return run.compare((calls, result + spread * last(run.case.inputs["noise"][-1])))
 
 
 def unclip_cancellation(run):
@@ -162,8 +198,8 @@ def unclip_cancellation(run):
 
 
 def middle_as_end(run):
-    """KDPM2's `add_noise`, asked for the middle of a step, noises to the end of the step."""
-    if not run.scheduler.name.startswith("KDPM2"):
+    """`add_noise` of KDPM2 and DPM-Solver-SDE, in the middle of a step, noises to its end."""
+    if not run.scheduler.name.startswith(("KDPM2", "DPMSolverSDE")):
         return None
     times = run.reference.times(run.levels, run.scheduler)
     wanted = run.case.outputs["add_noise_timesteps"].astype(np.float64)
@@ -231,22 +267,18 @@ def unrecorded_noise(run):
     ]
 
 
-class Bridge(NamedTuple):
-    """A named difference: the part of a case that it is about, and the comparison across it."""
-
-    part: str
-    compare: Callable
-
-
-BRIDGES = {
-    "fixed-stride": Bridge("trajectory", fixed_stride),
-    "fixed-stride-plms": Bridge("trajectory", pndm_fixed_stride),
-    "ipndm-first-step": Bridge("trajectory", ipndm_first_step),
-    "middle-as-end": Bridge("noising", middle_as_end),
-    "rounding": Bridge("trajectory", rounding),
-    "stale-churn": Bridge("trajectory", stale_churn),
-    "third-order-weight": Bridge("trajectory", third_order_weight),
-    "unclip-cancellation": Bridge("trajectory", unclip_cancellation),
-    "unrecorded-noise": Bridge("trajectory", unrecorded_noise),
-    "velocity-by-position": Bridge("velocity", velocity_by_position),
+# name -> {part of a case that it is about: the comparisons of that part across the difference}
+BRIDGES: dict[str, dict[str, Callable]] = {
+    "fixed-stride": {"trajectory": fixed_stride},
+    "fixed-stride-plms": {"trajectory": pndm_fixed_stride},
+    "ipndm-first-step": {"trajectory": ipndm_first_step},
+    "middle-as-end": {"noising": middle_as_end},
+    "noise-by-time": {"trajectory": noise_by_time, "noising": noised_by_time},
+    "noise-on-clean-data": {"trajectory": noise_on_clean_data},
+    "rounding": {"trajectory": rounding},
+    "stale-churn": {"trajectory": stale_churn},
+    "third-order-weight": {"trajectory": third_order_weight},
+    "unclip-cancellation": {"trajectory": unclip_cancellation},
+    "unrecorded-noise": {"trajectory": unrecorded_noise},
+    "velocity-by-position": {"velocity": velocity_by_position},
 }

@@ -87,8 +87,11 @@ def _first_end_too(levels: NoiseLevel, scheduler: Scheduler) -> np.ndarray:
     times = _each(levels, scheduler)
     if scheduler.config["skip_prk_steps"]:
         return np.concatenate([times[:1], times[1:2], times[1:]])
-    half = (times[0] - times[1]) // 2
-    calls = [(t, t - half, t - half, t_next) for t, t_next in itertools.pairwise(times[:4])]
+    # half a stride, whatever the spacing is
+    half = scheduler.config["num_train_timesteps"] // len(times) // 2
+    calls = [
+        (t, t_next + half, t_next + half, t_next) for t, t_next in itertools.pairwise(times[:4])
+    ]
     return np.append(np.ravel(calls), times[3:])
 
 
@@ -193,7 +196,7 @@ def check_scheduler(case: Case) -> list[Comparison]:
 def _explain(run: "Run", part: str) -> str | None:
     """The difference that closes the gap of one part of the case, or None if none does."""
     for name, bridge in BRIDGES.items():
-        bridged = bridge.compare(run) if bridge.part == part else None
+        bridged = bridge[part](run) if part in bridge else None
         if bridged is not None and _worst(bridged) <= 1.0:
             error = max(each.error / each.tolerance for each in bridged)
             return (
@@ -267,7 +270,9 @@ def _table(
         sigmas = np.asarray(reference.sigma(levels))
         sigmas = np.repeat(sigmas, reference.repeats(len(sigmas)))
         listed = case.outputs[f"{prefix}sigmas"]
-        if case.settings["config"].get("interpolation_type") == "log_linear":
+        config = scheduler.config
+        spread = any(config.get(name) for name in grids.SPREADS)
+        if config.get("interpolation_type") == "log_linear" and not spread:
             listed = listed[:-1]  # lists one more, which no step reaches
         yield compare(f"{prefix}sigmas", sigmas, listed, EXACT_RELATIVE)
 
@@ -321,13 +326,13 @@ class Run(NamedTuple):
         tolerance = self.case.settings["tolerance"]["rtol"]
         return compare(name, computed, self.case.outputs[name], tolerance)
 
-    def start(self) -> jax.Array:
-        """The first x, in our units."""
+    def start(self, levels: NoiseLevel | None = None) -> jax.Array:
+        """The first x, in our units; noised to other levels than the run's if these are given."""
         noise = last(self.case.inputs["init_noise"])
         begin = self.case.settings["begin_index"]
         if begin is None:
             return self.scheduler.initial_scale(self.levels) * noise
-        level = jax.tree.map(lambda leaf: leaf[begin], self.levels)
+        level = jax.tree.map(lambda leaf: leaf[begin], self.levels if levels is None else levels)
         return add_noise(last(self.case.inputs["x0"]), noise, level)
 
     def pairs(self) -> list[tuple[NoiseLevel, NoiseLevel]]:
@@ -342,18 +347,19 @@ class Run(NamedTuple):
     def follow(
         self,
         *,
+        start: jax.Array | None = None,
         pairs: list | None = None,
         solver_options: dict[str, Any] | None = None,
         denoiser: Callable[..., Denoiser] = lambda run, calls, denoise, x, current: denoise,
     ) -> tuple[list[Call], jax.Array]:
-        """Take every step, recording the calls; bridges change the pairs, solver or denoiser."""
+        """Take every step, recording the calls; bridges change one of the arguments."""
         calls: list[Call] = []
         replay = Replay(self.case, calls)
         options = self.step_options | replay.option | (solver_options or {})
         begin = self.case.settings["begin_index"]
         options |= {"begin": begin} if begin else {}
         solver = self.scheduler.solver(self.levels, **options)
-        x = self.start()
+        x = self.start() if start is None else start
         state = solver.init(x)
         keys = jax.random.split(jax.random.key(0), x.shape[0])
         for current, next_ in pairs or self.pairs():

@@ -90,11 +90,13 @@ def ratio_levels(
         timesteps = spaced_steps(spacing, num_steps, total, offset)
     times, known = np.asarray(timesteps, np.float64), table_ratios(schedule)
     ratios = np.interp(times, np.arange(len(known)), known)
-    if config.get("interpolation_type", "linear") == "log_linear":
-        # this grid ends at the table's smallest ratio, without a clean end
+    log_linear = config.get("interpolation_type", "linear") == "log_linear"
+    if log_linear:
         ratios = np.exp(np.linspace(np.log(known[-1]), np.log(known[0]), len(times) + 1))
+    spread = spread_ratios(config, len(times), ratios[-1], ratios[0])
+    if spread is None and log_linear:
+        # this grid ends at the table's smallest ratio, without a clean end
         return vp_levels(times, ratios)
-    spread = spread_ratios(config, len(ratios), ratios[-1], ratios[0])
     if spread is not None:
         ratios, times = spread, table_times(schedule, spread)
         if config.get("rounds_times") and config["use_karras_sigmas"]:
@@ -172,17 +174,35 @@ def _steps_before_clean_end(config, known: np.ndarray, num_steps: int) -> np.nda
 
 
 def inverse_final_order_levels(config, schedule: Table, num_steps: Any = None) -> NoiseLevel:
-    """The evenly spaced levels of DPM-Solver's inversion, cleanest first, to the noisiest."""
+    """The levels of DPM-Solver's inversion, cleanest first, to the noisiest."""
     known = table_ratios(schedule)
-    if config.get("use_flow_sigmas") or any(config.get(name) for name in SPREADS):
-        raise UnsupportedError("Inversion is supported for evenly spaced time steps.")
-    if config["timestep_spacing"] != "linspace":
-        raise UnsupportedError("Inversion is supported for timestep_spacing 'linspace'.")
+    if config.get("use_flow_sigmas"):
+        raise UnsupportedError(
+            "Inversion with use_flow_sigmas is not supported: it runs from noise."
+        )
+    spread = spread_ratios(config, num_steps, known[0], known[-1])
+    if spread is not None:
+        ratios = spread[::-1]
+        times = _whole_times(config, schedule, ratios)
+        if len(np.unique(times)) < num_steps:
+            raise UnsupportedError("Inversion on a list that repeats a time step is not supported.")
+        return _rising_levels(times, np.append(ratios, ratios[-1]), times[-1])
     total = config["num_train_timesteps"]
     first = total - int(np.sum(-np.log(known) < config["lambda_min_clipped"]))
-    times = np.linspace(0, first - 1, num_steps + 1).round().astype(int)
-    levels = vp_levels(times[:-1], known[times].astype(np.float64))
-    return levels._replace(t=jnp.asarray(times, jnp.float32))
+    spacing, offset = config["timestep_spacing"], config["steps_offset"]
+    if spacing == "linspace":
+        times = np.linspace(0, first - 1, num_steps + 1).round()[:-1]
+    elif spacing == "leading":
+        times = np.arange(num_steps) * (first // (num_steps + 1)) + offset
+    else:
+        times = np.arange(first, 0, -total / num_steps).round()[::-1] - 1
+    times = times.astype(int)
+    return _rising_levels(times, known[np.append(times, first - 1)].astype(np.float64), first - 1)
+
+
+def _rising_levels(times: np.ndarray, ratios: np.ndarray, last: float) -> NoiseLevel:
+    levels = vp_levels(times, ratios)
+    return levels._replace(t=jnp.asarray(np.append(times, last), jnp.float32))
 
 
 def _whole_times(config, schedule: Table, ratios: np.ndarray) -> np.ndarray:
@@ -268,7 +288,7 @@ def edm_levels(config, schedule: Schedule, num_steps: Any = None) -> NoiseLevel:
         # a grid of one step begins at the lower end
         sigmas[0] = config["sigma_min"]
     if config["final_sigmas_type"] == "sigma_min":
-        sigmas[-1] = config["sigma_min"]
+        sigmas[-1] = sigmas[-2]
     times = np.append(config["clock"](sigmas[:-1]), -1.0)
     leaves = times, np.ones_like(sigmas), sigmas
     return NoiseLevel(*(jnp.asarray(leaf, jnp.float32) for leaf in leaves))
@@ -309,6 +329,8 @@ def consistency_levels(config, schedule: Schedule, num_steps: Any = None, *, tim
     """Levels of consistency models: some of Karras' sigmas, down to the smallest."""
     total = config["num_train_timesteps"]
     if timesteps is None:
+        if not 1 <= num_steps <= total:
+            raise ValueError(f"num_steps is {num_steps}; it must be in [1, {total}].")
         timesteps = np.arange(num_steps)[::-1] * (total // num_steps)
     ramp = np.asarray(timesteps)[::-1] / (total - 1)
     root = 1.0 / config["rho"]

@@ -112,20 +112,22 @@ def read_ddim(config, limit, levels, *, eta=0.0, use_clipped_model_output=False,
     if use_clipped_model_output:
         return _limited(ddim(eta, **options), limit)
 
-    def limit_x0(x0):
-        # limits look at the estimate alone: at one that does not depend on where it was made
-        return limit(lambda x, level: x0)(x0, levels)
+    return ddim(eta, limit=_limit_x0(limit, levels), **options)
 
-    return ddim(eta, limit=limit_x0, **options)
+
+def _limit_x0(limit: Callable[[Denoiser], Denoiser], levels) -> Callable:
+    """A limit as a function of x0: limits look at the estimate alone, not at where it was made."""
+    return lambda x0: limit(lambda x, level: x0)(x0, levels)
 
 
 def read_ddim_inversion(config, limit, levels):
-    if config["prediction_type"] == "sample" or config["clip_sample"]:
+    if config["prediction_type"] == "sample":
         raise UnsupportedError(
-            "DDIMInverseScheduler is supported for epsilon and v_prediction without clip_sample: "
-            "clipping cannot be inverted, and x0 says nothing of the noise at the clean end."
+            "DDIMInverseScheduler is supported for epsilon and v_prediction: an estimate of x0 "
+            "says nothing of the noise at the clean end."
         )
-    return ddim_inversion("v" if config["prediction_type"] == "v_prediction" else "eps")
+    held = "v" if config["prediction_type"] == "v_prediction" else "eps"
+    return ddim_inversion(held, limit=_limit_x0(limit, levels))
 
 
 def _churn(config, levels, s_churn=0.0, **options) -> Churn | None:

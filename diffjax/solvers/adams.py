@@ -181,7 +181,7 @@ def _runge_kutta(x, first, denoise, schedule, current, next_, slope) -> Array:
     """The mean slope of a classical Runge-Kutta step, with three more calls."""
     steps = current.t - next_.t
     half = steps // 2 if jnp.issubdtype(steps.dtype, jnp.integer) else 0.5 * steps
-    middle = schedule(current.t - half)
+    middle = schedule(next_.t + half)
 
     def along(value, level):
         row = slope_transfer(current, level, slope)

@@ -83,7 +83,7 @@ def ddim(
     return stateless(step)
 
 
-def ddim_inversion(held: str = "eps") -> Solver:
+def ddim_inversion(held: str = "eps", *, limit: Callable[[Array], Array] | None = None) -> Solver:
     """DDIM run backwards: from data to the noise from which `ddim()` makes that data again.
 
     Give `sample` the grid in reverse order, clean level first. Each step takes the estimates at the
@@ -99,6 +99,7 @@ def ddim_inversion(held: str = "eps") -> Solver:
 
     Args:
       held: "eps", or "v" for networks that predict it.
+      limit: applied to x0, but not to eps; what it changes is lost to the way back.
 
     >>> solver = ddim_inversion()
     """
@@ -115,6 +116,7 @@ def ddim_inversion(held: str = "eps") -> Solver:
             x0 = (current.alpha * x - current.sigma * v) / norm
         else:
             x0 = (x - current.sigma * eps) / current.alpha
+        x0 = x0 if limit is None else limit(x0)
         return next_.alpha * x0 + next_.sigma * eps
 
     return stateless(step)
