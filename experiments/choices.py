@@ -13,9 +13,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import tyro
-
-from cli import choose
 from diffjax.core import densities, grids, parameterizations, sigma_grids
 
 # builders of what the tables of diffjax hold ready-made
@@ -35,7 +32,21 @@ RATIOS: dict[str, Callable[..., Any]] = {
 
 def listed(text: str, table: Mapping[str, Any]) -> Any:
     """The help of a setting that names a row of a table."""
-    return tyro.conf.arg(help=f"{text}: {', '.join(table)}; arguments as in NAME(KEY=VALUE)")
+    words = f"{text}: {', '.join(table)}; arguments as in NAME(KEY=VALUE)"
+    try:
+        import tyro
+    except ImportError:  # benchmark.py reads configurations where tyro is not installed
+        return words
+    return tyro.conf.arg(help=words)
+
+
+def choose(what: str, name: str, table: Mapping[str, Any]) -> Any:
+    """Look a name up; an unknown one is refused with the nearest that exists."""
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(name, table, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{what} {name!r} is not one of {', '.join(table)}.{hint}")
 
 
 def read_choice(what: str, text: str) -> tuple[str, dict[str, Any]]:

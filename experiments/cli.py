@@ -1,13 +1,12 @@
 """How a script of this folder starts and ends."""
 
 import contextlib
-import difflib
 import io
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tyro
@@ -52,15 +51,6 @@ def parse_args(cls: Any, *, args: Sequence[str] | None = None, **options: Any) -
             # the words of a box drawing, without its frame
             _say("error", re.sub(r"[\u2500-\u257f]+", " ", complaint.getvalue()))
         raise
-
-
-def choose(what: str, name: str, table: Mapping[str, Any]) -> Any:
-    """Look a name up; an unknown one is refused with the nearest that exists."""
-    if name in table:
-        return table[name]
-    near = difflib.get_close_matches(name, table, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{what} {name!r} is not one of {', '.join(table)}.{hint}")
 
 
 def _say(kind: str, text: str) -> None:

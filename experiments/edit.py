@@ -22,10 +22,15 @@ from jax import Array
 import diffjax as dj
 from cli import parse_args, run_script
 from diffjax import data
-from diffjax.core.parameterizations import PARAMETERIZATIONS
 from diffjax.core.schedules import Schedule
 from diffjax.training import make_mesh
-from model import SampleOptions, make_schedule, make_times, to_uint8
+from model import (
+    SampleOptions,
+    make_parameterization,
+    make_schedule,
+    make_times,
+    to_uint8,
+)
 from pictures import save_grid
 from runs import Run, image_shape, load_run
 from sample import parse_labels
@@ -284,7 +289,7 @@ COMMANDS: dict[type, Callable[[Any, Job], list[Array]]] = {
 def denoiser(job: Job, args: Common, params: Any) -> Any:
     """The run's denoiser under the wanted labels, guided and clipped."""
     config, scale = job.run.config, args.guidance_scale
-    row = PARAMETERIZATIONS[config.diffusion.prediction]
+    row = make_parameterization(config.diffusion)
     learned = config.diffusion.learn_variance
     build: Any = dj.make_learned_variance_denoiser if learned else dj.make_denoiser
     make = partial(build, job.run.network.apply, params, row)
@@ -308,7 +313,7 @@ def read_job(args: Common) -> Job:
     run = load_run(args.workdir, make_mesh())
     schedule = make_schedule(run.config.diffusion)
     times = make_times(SampleOptions(num_steps=args.num_steps), schedule)
-    row = PARAMETERIZATIONS[run.config.diffusion.prediction]
+    row = make_parameterization(run.config.diffusion)
     dj.parameterizations.check_level(row, schedule(jnp.asarray(times)))
     images, labels = read_images(args, run)
     source, wanted = read_labels(args, run, labels, len(images))

@@ -15,8 +15,7 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 import diffjax as dj
-from choices import DENSITIES, PREDICTIONS, RATIOS, SPACINGS, build, read_choice
-from cli import choose
+from choices import DENSITIES, PREDICTIONS, RATIOS, SPACINGS, build, choose, read_choice
 from config import Config, DiffusionConfig, OptimizerConfig
 from diffjax import losses, schedules
 from diffjax.core.levels import ratio_of
@@ -175,7 +174,7 @@ def make_levels(options: SampleOptions, schedule: Schedule) -> dj.NoiseLevel:
     to begin and end. Where a schedule in continuous time ends with a trace of noise, the last step
     leads from the level before to clean data.
     """
-    name, _ = read_choice("spacing", options.spacing)
+    name, given = read_choice("spacing", options.spacing)
     choose("spacing", name, {**SPACINGS, **RATIOS})
     if options.times is not None or name in SPACINGS:
         levels = schedule(jnp.asarray(make_times(options, schedule)))
@@ -184,13 +183,16 @@ def make_levels(options: SampleOptions, schedule: Schedule) -> dj.NoiseLevel:
     steps = num_train_steps(schedule)
     ends = jnp.array([0.0, 1.0]) if steps is None else jnp.array([0, steps - 1])
     smallest, largest = map(float, ratio_of(schedule(ends)))
-    ratios = build("spacing", options.spacing, RATIOS, smallest=smallest, largest=largest,
-                   num_steps=count_steps(options, schedule))  # fmt: skip
-    if not np.isfinite(ratios).all():
+    if not np.isfinite(largest) and "largest" not in given:
         raise ValueError(
-            f"spacing {options.spacing!r} begins at pure noise; give its ends, as in "
-            f"{name}(smallest=0.01, largest=100)."
+            f"spacing {options.spacing!r} would begin at pure noise; say where to begin, as in "
+            f"{name}(largest=100)."
         )
+    num_steps = count_steps(options, schedule)
+    ratios = build(
+        "spacing", options.spacing, RATIOS,
+        num_steps=num_steps, smallest=smallest, largest=largest,
+    )  # fmt: skip
     return schedules.levels_at(schedule, ratios)
 
 

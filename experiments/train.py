@@ -22,8 +22,8 @@ import tyro
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from choices import read_choice
-from cli import choose, parse_args, run_script
+from choices import choose, read_choice
+from cli import parse_args, run_script
 from config import Config, RunConfig, load_config, save_config
 from configs import CONFIGS
 from diffjax import data

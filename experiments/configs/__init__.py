@@ -2,7 +2,30 @@
 
 from configs.celeba64 import celeba64
 from configs.cifar10 import cifar10
+from configs.cifar10_ddpmpp import cifar10_ddpmpp, cifar10_ddpmpp_deep
+from configs.cifar10_edm import cifar10_edm
+from configs.cifar10_flow import cifar10_flow
+from configs.cifar10_ncsnpp import cifar10_ncsnpp, cifar10_ncsnpp_deep
 from configs.digits import digits
+from configs.digits_edm import digits_edm
+from configs.digits_flow import digits_flow
+from configs.digits_ncsn import digits_ncsn
+from configs.digits_vp import digits_vp
 from configs.folder import folder
 
-CONFIGS = {"digits": digits, "cifar10": cifar10, "celeba64": celeba64, "folder": folder}
+CONFIGS = {
+    "digits": digits,
+    "digits_vp": digits_vp,
+    "digits_ncsn": digits_ncsn,
+    "digits_edm": digits_edm,
+    "digits_flow": digits_flow,
+    "cifar10": cifar10,
+    "cifar10_ncsnpp": cifar10_ncsnpp,
+    "cifar10_ncsnpp_deep": cifar10_ncsnpp_deep,
+    "cifar10_ddpmpp": cifar10_ddpmpp,
+    "cifar10_ddpmpp_deep": cifar10_ddpmpp_deep,
+    "cifar10_edm": cifar10_edm,
+    "cifar10_flow": cifar10_flow,
+    "celeba64": celeba64,
+    "folder": folder,
+}

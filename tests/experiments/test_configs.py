@@ -1,0 +1,125 @@
+"""Every configuration traces its loss and its sampler; those of the digits take real steps."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from config import from_dict, load_config, save_config
+from configs import CONFIGS
+from diffjax.networks import unet
+from diffjax.training import init_train_state, make_mesh, make_train_step
+from model import (
+    SampleOptions,
+    make_levels,
+    make_loss,
+    make_optimizer,
+    make_sampler,
+    make_schedule,
+    sampling_defaults,
+)
+from runs import image_shape
+
+
+def thin(name):
+    """A configuration with the least network of its kind."""
+    config = CONFIGS[name]
+    network = config.network
+    changes = {
+        "block_out_channels": (8,) * len(network.block_out_channels),
+        "stem_channels": None,
+        "layers_per_block": 1,
+        "num_groups": None if network.num_groups is None else 4,
+        "head_dim": None,
+    }
+    return dataclasses.replace(config, network=dataclasses.replace(network, **changes))
+
+
+def batch_of(config, size=2):
+    rng = np.random.default_rng(0)
+    batch = {"x0": rng.uniform(-1, 1, (size, *image_shape(config))).astype(np.float32)}
+    if config.network.num_classes is not None:
+        batch["labels"] = np.arange(size, dtype=np.int32)
+    return batch
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_loss_and_the_sampler_of_a_configuration_can_be_traced(name):
+    config = thin(name)
+    init, apply = unet(config.network)
+    params = jax.eval_shape(init, jax.random.key(0))
+    batch = batch_of(config)
+    loss = make_loss(config, apply)
+    losses, _ = jax.eval_shape(lambda p: loss(p, batch, jax.random.key(0)), params)
+    chex.assert_shape(losses, (2,))
+    assert losses.dtype == jnp.float32
+    options = sampling_defaults(config)
+    generate = make_sampler(config, unet(config.network), options, make_mesh())
+    images = jax.eval_shape(generate, params, jax.random.key(0), jnp.arange(2), batch.get("labels"))
+    chex.assert_equal_shape([images, batch["x0"]])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_sampling_leads_from_noise_to_clean_data(name):
+    config = CONFIGS[name]
+    options = sampling_defaults(config)
+    levels = make_levels(options, make_schedule(config.diffusion))
+    ratios = levels.sigma / jnp.maximum(levels.alpha, 1e-9)
+    assert ratios[0] > 5
+    assert np.all(np.diff(ratios) < 0)
+    assert (float(levels.sigma[-1]), float(levels.alpha[-1])) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_is_data(name, tmp_path):
+    save_config(CONFIGS[name], tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == CONFIGS[name]
+    assert from_dict(type(CONFIGS[name]), dataclasses.asdict(CONFIGS[name])) == CONFIGS[name]
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("digits_")])
+def test_digits_configurations_take_steps(name):
+    config = thin(name)
+    # one level of resolution less to compile
+    network = dataclasses.replace(config.network, block_out_channels=(8,), attention=(False,))
+    config = dataclasses.replace(config, network=network)
+    init, apply = unet(network)
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    state = init_train_state(init(jax.random.key(0)), optimizer, ema_decay=config.ema_decay)
+    step = make_train_step(make_loss(config, apply), optimizer, ema_decay=config.ema_decay)
+    step, batch = jax.jit(step), batch_of(config, 8)
+    before = state.params
+    for _ in range(2):
+        state, metrics = step(state, batch, jax.random.key(1))
+    assert np.isfinite(metrics["loss"])
+    chex.assert_tree_all_finite(state.params)
+    moved = jax.tree.map(lambda old, new: float(jnp.abs(old - new).max()), before, state.params)
+    assert max(jax.tree.leaves(moved)) > 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "num_steps"), [("variance_exploding", 1), ("variance_exploding", 5), ("flow", 1)]
+)
+def test_as_many_steps_are_taken_as_asked_for(schedule, num_steps):
+    diffusion = dataclasses.replace(CONFIGS["digits"].diffusion, schedule=schedule)
+    levels = make_levels(SampleOptions(num_steps=num_steps), make_schedule(diffusion))
+    assert levels.sigma.shape == (num_steps + 1,)
+    assert float(levels.sigma[-1]) == 0.0
+
+
+def test_a_spacing_of_ratios_cannot_begin_at_pure_noise_by_itself():
+    schedule = make_schedule(dataclasses.replace(CONFIGS["digits"].diffusion, schedule="cosine"))
+    with pytest.raises(ValueError, match=r"would begin at pure noise; .* karras\(largest=100\)"):
+        make_levels(SampleOptions(spacing="karras"), schedule)
+    levels = make_levels(SampleOptions(num_steps=4, spacing="karras(largest=9)"), schedule)
+    np.testing.assert_allclose(levels.sigma[0] / levels.alpha[0], 9.0, rtol=1e-5)
+
+
+def test_steps_of_the_configuration_belong_to_its_solver():
+    config = CONFIGS["digits_edm"]
+    assert sampling_defaults(config).num_steps == 18
+    assert sampling_defaults(config, solver="ddim").num_steps is None
+    assert sampling_defaults(config, solver="ddim", num_steps=7).num_steps == 7
