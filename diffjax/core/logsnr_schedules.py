@@ -95,7 +95,7 @@ def log_linear(start: float = 13.3, end: float = -5.0) -> LogLinear:
         lambda(t) = start + t (end - start)
 
     It is the VE SDE with its states scaled to preserve the variance. The defaults are the ends
-    that VDM's schedule starts from. Source: VDM, arXiv:2107.00630, Table 4 and Appendix H.
+    that VDM's learned schedule starts from. Source: VDM, arXiv:2107.00630, Section 6.
 
     Args:
       start, end: log-SNR at t = 0 and t = 1, start > end.

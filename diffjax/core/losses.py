@@ -202,6 +202,20 @@ TIME_SAMPLERS: dict[str, TimeSampler] = {
 }
 
 
+class Draws(NamedTuple):
+    """The randomness of a batch: u [b] in [0, 1), eps as the data, keys [b] for the network."""
+
+    u: Array
+    eps: Array
+    keys: Array
+
+
+def draw_batch(x0: Array, keys: BatchKeys, times: TimeSampler = uniform) -> Draws:
+    """Draw what a loss needs for every sample of x0, [b, ...]: see `noise_batch`."""
+    noise = normal_each(_folded(keys, 1), x0.shape[1:])
+    return Draws(times(keys), noise, _folded(keys, 2))
+
+
 class Noised(NamedTuple):
     """What a loss trains on: x = alpha x0 + sigma eps at each sample's own level."""
 
@@ -225,9 +239,9 @@ def noise_batch(
     Returns:
       `Noised`, whose `keys`, [b], are left for the network's own randomness.
     """
-    noise = normal_each(_folded(keys, 1), x0.shape[1:])
-    level = schedule(training_times(schedule, times(keys)))
-    return Noised(add_noise(x0, noise, level), noise, level, _folded(keys, 2))
+    u, noise, network_keys = draw_batch(x0, keys, times)
+    level = schedule(training_times(schedule, u))
+    return Noised(add_noise(x0, noise, level), noise, level, network_keys)
 
 
 def training_times(schedule: Schedule, u: Array) -> Array:
@@ -275,13 +289,13 @@ def diffusion_loss(
     check_schedule(parameterization, schedule)
 
     def loss(params, batch, keys):
-        x0, conditioning = _split_batch(batch)
+        x0, conditioning = split_batch(batch)
         noised = noise_batch(x0, schedule, as_batch_keys(keys, x0), times)
         output = run_network(
             apply, params, parameterization, noised.x, noised.level, keys=noised.keys,
             **conditioning,
         )  # fmt: skip
-        error = _regression_error(parameterization, output, x0, noised)
+        error = regression_error(parameterization, output, x0, noised.eps, noised.level)
         return prediction_weight(weight, parameterization, noised.level) * error, {"mse": error}
 
     return loss
@@ -310,14 +324,14 @@ def hybrid_loss(
     check_schedule(parameterization, schedule)
 
     def loss(params, batch, keys):
-        x0, conditioning = _split_batch(batch)
+        x0, conditioning = split_batch(batch)
         noised = noise_batch(x0, schedule, as_batch_keys(keys, x0), times)
         level = noised.level
         output = run_network(
             apply, params, parameterization, noised.x, level, keys=noised.keys, **conditioning
         )
         output, values = split_learned_variance(output, x0)
-        error = _regression_error(parameterization, output, x0, noised)
+        error = regression_error(parameterization, output, x0, noised.eps, noised.level)
         simple_loss = prediction_weight(weight, parameterization, level) * error
 
         estimate = jax.lax.stop_gradient(estimate_x0(parameterization, noised.x, output, level))
@@ -345,13 +359,16 @@ def _batch_key(keys: BatchKeys) -> Array:
     return jax.random.fold_in(keys.key, keys.size)
 
 
-def _regression_error(parameterization, output, x0, noised: Noised) -> Array:
+def regression_error(
+    parameterization: Parameterization, output: Array, x0: Array, noise: Array, level: NoiseLevel
+) -> Array:
     """mean |F - target|^2 of each sample; the target of the score is infinite at sigma = 0."""
-    level = _off_the_ends(noised.level)
-    return _mean_square(output - target(parameterization, x0, noised.eps, level))
+    wanted = target(parameterization, x0, noise, _off_the_ends(level))
+    return _mean_square(output - wanted)
 
 
-def _split_batch(batch: Batch) -> tuple[Array, dict[str, Array]]:
+def split_batch(batch: Batch) -> tuple[Array, dict[str, Array]]:
+    """The clean data of a batch, and the rest: the network's conditioning."""
     if "x0" not in batch:
         raise KeyError(f"The batch holds {sorted(batch)}; the clean data must be there as 'x0'.")
     return batch["x0"], {name: value for name, value in batch.items() if name != "x0"}

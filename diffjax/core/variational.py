@@ -44,15 +44,20 @@ class VariationalBound(NamedTuple):
 
 
 def prior_kl(x0: Array, level: NoiseLevel) -> Array:
-    """KL(q(x_t | x0) || N(0, I)) at a level, in bits per dimension: [B].
+    """KL(q(x_t | x0) || N(0, p I)) at a level, in bits per dimension: [B].
 
-        KL = mean (alpha^2 x0^2 + sigma^2 - 1 - log sigma^2) / 2
+        KL = mean ((alpha^2 x0^2 + sigma^2) / p - 1 - log(sigma^2 / p)) / 2
+
+    p = alpha^2 + sigma^2 is the variance that sampling starts with (`initial_noise`); it is 1
+    where the schedule preserves it.
 
     >>> prior_kl(jnp.ones((2, 3)), NoiseLevel(jnp.array(1.0), jnp.array(0.0), jnp.array(1.0)))
     Array([0., 0.], dtype=float32)
     """
     alpha, sigma = expand(level.alpha, x0), expand(level.sigma, x0)
-    return _bits(0.5 * ((alpha * x0) ** 2 + sigma**2 - 1.0 - 2.0 * jnp.log(sigma)))
+    scale = jnp.hypot(alpha, sigma)
+    alpha, sigma = alpha / scale, sigma / scale
+    return bits_per_dim(0.5 * ((alpha * x0) ** 2 + sigma**2 - 1.0 - 2.0 * jnp.log(sigma)))
 
 
 def log_variances(schedule: Table, t: Array) -> tuple[Array, Array]:
@@ -94,7 +99,7 @@ def bound_term(
     square = (true_mean - mean) ** 2 * jnp.exp(-log_variance)
     divergence = 0.5 * (jnp.exp(log_ratio) - 1.0 - log_ratio + square)
     decoder = -discretized_log_prob(x0, mean, log_variance, num_bins=num_bins)
-    return _bits(jnp.where(first, decoder, divergence))
+    return bits_per_dim(jnp.where(first, decoder, divergence))
 
 
 def discretized_log_prob(
@@ -163,5 +168,6 @@ def variational_bound(
     return VariationalBound(prior, terms, prior + jnp.sum(terms, axis=0))
 
 
-def _bits(nats: Array) -> Array:
+def bits_per_dim(nats: Array) -> Array:
+    """Nats of each dimension, [B, ...], as the mean number of bits of each sample: [B]."""
     return jnp.mean(nats.reshape(nats.shape[0], -1), axis=1) / jnp.log(2.0)

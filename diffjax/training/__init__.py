@@ -19,6 +19,7 @@ from diffjax.training.sharding import (
 )
 from diffjax.training.state import TrainState, init_train_state
 from diffjax.training.step import make_train_step
+from diffjax.training.time_grid import TunedTimes, reference_loss, tune_times
 
 __all__ = [
     "CheckpointError",
@@ -26,6 +27,7 @@ __all__ = [
     "StopRequest",
     "TrainState",
     "TrainingLog",
+    "TunedTimes",
     "batch_sharding",
     "check_batch_size",
     "ema_names",
@@ -38,9 +40,11 @@ __all__ = [
     "make_train_step",
     "params_sharding",
     "read_metrics",
+    "reference_loss",
     "replicated",
     "shard_batch",
     "shard_state",
     "state_sharding",
     "stop_on_signals",
+    "tune_times",
 ]
