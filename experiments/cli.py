@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -51,6 +52,22 @@ def parse_args(cls: Any, *, args: Sequence[str] | None = None, **options: Any) -
             # the words of a box drawing, without its frame
             _say("error", re.sub(r"[\u2500-\u257f]+", " ", complaint.getvalue()))
         raise
+
+
+def prepare_output(path: Path, *suffixes: str) -> Path:
+    """Make the folder of an output; refuse before any work what could not be written after it.
+
+    Raises:
+      ValueError: the path has none of the suffixes.
+      OSError: its folder cannot be made or written to.
+    """
+    if path.suffix not in suffixes:
+        expected = " or ".join(f"FILE{suffix}" for suffix in suffixes)
+        raise ValueError(f"--output is {path}; expected {expected}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"--output is {path}, which cannot be written.")
+    return path
 
 
 def _say(kind: str, text: str) -> None:

@@ -20,10 +20,11 @@ import numpy as np
 from jax import Array
 
 import diffjax as dj
-from cli import parse_args, run_script
+from cli import parse_args, prepare_output, run_script
 from diffjax import data
 from diffjax.core.schedules import Schedule
 from diffjax.training import make_mesh
+from diffjax.training.manifest import whole_file
 from model import (
     SampleOptions,
     make_parameterization,
@@ -400,13 +401,13 @@ def read_mask(text: str, size: tuple[int, ...]) -> np.ndarray:
 def main() -> None:
     args = parse_args(Args, description=__doc__)
     command = COMMANDS[type(args)]
+    job = read_job(args)
     output = args.output or args.workdir / f"{command.__name__.replace('_', '-')}.png"
-    if output.suffix not in (".npz", ".png"):
-        raise ValueError(f"--output is {output}; expected FILE.npz or FILE.png.")
-    rows = [to_uint8(row) for row in command(args, read_job(args))]
-    output.parent.mkdir(parents=True, exist_ok=True)
+    output = prepare_output(output, ".npz", ".png")
+    rows = [to_uint8(row) for row in command(args, job)]
     if output.suffix == ".npz":
-        np.savez_compressed(output, images=rows[-1])
+        with whole_file(output) as draft:
+            np.savez_compressed(draft, images=rows[-1])
     else:
         save_grid(output, np.concatenate(rows), columns=len(rows[0]))
     print(f"Wrote {len(rows[0])} images in {len(rows)} rows, the last of them new, to {output}")

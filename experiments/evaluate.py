@@ -12,9 +12,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli import parse_args, run_script
+from cli import parse_args, prepare_output, run_script
 from diffjax import data
 from diffjax.metrics import evaluate_digits
+from diffjax.training.manifest import write_atomically
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ def main() -> None:
             f"{'' if source.labels is not None else ' without labels'}; what is measured here is "
             "defined for labelled 8x8 digits only."
         )
+    output = prepare_output(args.output or args.samples.with_suffix(".json"), ".json")
     figures = {
         name: float(value) for name, value in evaluate_digits(source.images, source.labels).items()
     }
-    output = args.output or args.samples.with_suffix(".json")
-    output.write_text(json.dumps(figures, indent=2) + "\n")
+    write_atomically(output, json.dumps(figures, indent=2) + "\n")
     print(table(figures))
     print(f"Wrote {output}")
 

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from diffjax.training.manifest import whole_file
 
 
 def image_grid(images: np.ndarray, columns: int, *, scale: int = 1, gap: int = 1) -> Image.Image:
@@ -35,7 +38,8 @@ def fitting_scale(height: int, width: int) -> int:
 
 def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
     """Write a grid of images as PNG."""
-    image_grid(images, columns, scale=fitting_scale(*images.shape[1:3])).save(path)
+    with whole_file(path) as draft:
+        image_grid(images, columns, scale=fitting_scale(*images.shape[1:3])).save(draft)
 
 
 def save_animation(path: Path, frames: Sequence[np.ndarray], columns: int) -> None:
@@ -45,9 +49,9 @@ def save_animation(path: Path, frames: Sequence[np.ndarray], columns: int) -> No
     mode = "L" if frames[0].shape[-1] == 1 else "RGB"
     sheets = [image_grid(frame, columns, scale=scale).convert(mode) for frame in frames]
     durations = [60] * (len(sheets) - 1) + [2000]
-    sheets[0].save(
-        path, save_all=True, append_images=sheets[1:], duration=durations, loop=0, optimize=False
-    )
+    options: dict[str, Any] = {"duration": durations, "loop": 0, "optimize": False}
+    with whole_file(path) as draft:
+        sheets[0].save(draft, save_all=True, append_images=sheets[1:], **options)
 
 
 def save_loss_curve(path: Path, steps: Sequence[float], losses: Sequence[float]) -> None:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 import diffjax as dj
 from choices import RATIOS, SPACINGS, listed
-from cli import parse_args, run_script
+from cli import parse_args, prepare_output, run_script
 from config import Config
 from diffjax.solvers import SOLVERS
 from diffjax.training import initialize_distributed, make_mesh
+from diffjax.training.manifest import whole_file
 from model import (
     SampleOptions,
     count_steps,
@@ -140,12 +141,12 @@ def generate_all(
 
 def write_samples(path: Path, images: np.ndarray, labels: np.ndarray | None, rows: int) -> None:
     """Write an .npz archive, or a .png grid with a row for each class."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
-        if labels is None:
-            np.savez_compressed(path, images=images)
-        else:
-            np.savez_compressed(path, images=images, labels=labels)
+        arrays: dict[str, Any] = {"images": images}
+        if labels is not None:
+            arrays["labels"] = labels
+        with whole_file(path) as draft:
+            np.savez_compressed(draft, **arrays)
         return
     if rows > 1 and len(images) % rows == 0:
         by_class = [images[row::rows] for row in range(rows)]
@@ -156,9 +157,6 @@ def write_samples(path: Path, images: np.ndarray, labels: np.ndarray | None, row
 
 def main() -> None:
     args = parse_args(Args, description=__doc__)
-    output = args.output or args.workdir / "samples.png"
-    if output.suffix not in (".npz", ".png"):
-        raise ValueError(f"--output is {output}; expected FILE.npz or FILE.png.")
     for name in ("num_samples", "batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least 1.")
@@ -167,6 +165,7 @@ def main() -> None:
     mesh = make_mesh()
     devices = mesh.shape["data"]
     run = load_run(args.workdir, mesh, step=args.checkpoint, ema=args.ema)
+    output = prepare_output(args.output or args.workdir / "samples.png", ".npz", ".png")
     options = sample_options(args, run.config)
     labels = parse_labels(args.labels, run.config.network.num_classes)
     # every batch is filled up to a multiple of the devices

@@ -5,9 +5,11 @@ survive the loss of the data. The manifest is written last, so that a folder wit
 finished, and it is written atomically, so that there is no half of one.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -54,13 +56,25 @@ def find_damage(folder: Path, *, under: tuple[str, ...] = ("",)) -> str | None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file such that a crash leaves the old content or the new, never a part."""
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    sync_folder(path.parent)
+    with whole_file(path) as draft:
+        draft.write_text(text)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to, with the same suffix, that becomes `path` once it is written.
+
+    After an error or a crash `path` is what it was before.
+    """
+    draft = path.with_name(f"{path.stem}.tmp{path.suffix}")
+    try:
+        yield draft
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+        sync_folder(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -187,6 +187,7 @@ def test_labels_guidance_and_png(workdir):
         (["--workdir", "{run}", "--solver", "dimm"], "'ddim'"),
         (["--workdir", "{run}", "--num-sample", "3"], "--num-samples"),
         (["--workdir", "{run}", "--output", "x.jpg"], "x.jpg"),
+        (["--workdir", "{run}", "--output", "{run}/config.json/x.png"], "config.json"),
         (["--workdir", "{run}", "--checkpoint", "5"], "no checkpoint of step 5"),
     ],
 )

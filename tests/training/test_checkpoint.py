@@ -22,7 +22,7 @@ from diffjax.training.checkpoint import (
     load_item,
     load_run,
 )
-from diffjax.training.manifest import find_damage, write_manifest
+from diffjax.training.manifest import find_damage, whole_file, write_manifest
 from diffjax.training.step import make_train_step
 
 KEY = jax.random.key(11)
@@ -359,3 +359,15 @@ def test_the_manifest_lists_every_file(tmp_path):
     listed = json.loads((tmp_path / "manifest.json").read_text())["files"]
     assert listed["sub/a"]["size"] == 3
     assert list(listed) == ["sub/a"]
+
+
+def test_a_file_whose_writing_fails_stays_as_it_was(tmp_path):
+    path = tmp_path / "digits.npz"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError), whole_file(path) as draft:
+        draft.write_text("half of it " + "\udfff", encoding="utf8")
+    assert path.read_text() == "old"
+    with whole_file(path) as draft:
+        draft.write_text("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
