@@ -17,8 +17,8 @@ from diffjax.core.schedules import level_at, log_linear, time_of
 KEY = jax.random.key(0)
 START, END = 10.0, -8.0
 SCHEDULE = learned_logsnr(START, END, num_features=32)
-# two narrow modes: all there is to learn is learned in a short interval of log-SNR
-MODES = exact.mixture([0.5, 0.5], [[-1.0], [1.0]], [0.0025, 0.0025])
+# next to nothing is learned of it below a log-SNR of 4; many numbers have light tails together
+NARROW = exact.gaussian([0.0] * 16, 0.01)
 
 
 def scrambled(key):
@@ -30,21 +30,27 @@ def scrambled(key):
 
 
 def perfect(params, x, t, keys):
-    """The noise of the mixture, params + 1 times."""
+    """The noise of the data, params + 1 times."""
     level = log_linear(START, END)(t)
-    return (1.0 + params) * estimate_eps(x, exact.denoiser(MODES)(x, level), level)
+    return (1.0 + params) * estimate_eps(x, exact.denoiser(NARROW)(x, level), level)
+
+
+@jax.jit
+def levels_and_times(schedule, t):
+    level = schedule(t)
+    return level, time_of(schedule, level)
 
 
 def test_any_parameters_give_a_schedule_that_falls_from_end_to_end():
     t = jnp.linspace(0.0, 1.0, 101)
     for schedule in (SCHEDULE, scrambled(KEY)):
-        level = schedule(t)
+        level, times = levels_and_times(schedule, t)
         assert np.all(np.diff(logsnr(level)) < 0)
         np.testing.assert_allclose(
             logsnr(level)[np.array([0, -1])], schedule.params["ends"], rtol=1e-5
         )
         np.testing.assert_allclose(np.square(level.alpha) + np.square(level.sigma), 1, rtol=1e-6)
-        np.testing.assert_allclose(time_of(schedule, level)[1:-1], t[1:-1], atol=1e-4)
+        np.testing.assert_allclose(times[1:-1], t[1:-1], atol=1e-4)
 
 
 def test_first_schedule_is_nearly_log_linear():
@@ -61,7 +67,7 @@ def test_clock_tells_the_level_whatever_the_parameters():
 
 
 def test_one_backward_pass_trains_ends_on_the_bound_and_the_rest_on_its_square(x64):
-    batch = {"x0": exact.draw(KEY, MODES, 32)}
+    batch = {"x0": exact.draw(KEY, NARROW, 32)}
     schedule = scrambled(jax.random.key(1))
     params = {"network": jnp.array(0.1), "schedule": schedule.params}
     learned = learned_bound_loss(perfect, SCHEDULE, num_bins=None)
@@ -69,20 +75,14 @@ def test_one_backward_pass_trains_ends_on_the_bound_and_the_rest_on_its_square(x
     def mean(params):
         return jnp.mean(learned(params, batch, KEY)[0])
 
-    # the same values without the trick, for the derivatives of the bound and of its square
-    def plain(params, power):
+    # the same values without the trick: the bound and its square
+    def plain(params):
         fixed = SCHEDULE.with_params(params["schedule"])
-        values, metrics = bound_loss_under(fixed)(params["network"], batch, KEY)
-        return jnp.mean(metrics["diffusion"] ** 2) if power == 2 else jnp.mean(values)
+        values, metrics = bound_loss(perfect, fixed, num_bins=None)(params["network"], batch, KEY)
+        return jnp.stack([jnp.mean(values), jnp.mean(metrics["diffusion"] ** 2)])
 
-    def bound_loss_under(fixed):
-        return bound_loss(perfect, fixed, num_bins=None)
-
-    one, bound, square = jax.jit(
-        lambda params: (
-            jax.grad(mean)(params), jax.grad(plain)(params, 1), jax.grad(plain)(params, 2)
-        )
-    )(params)  # fmt: skip
+    one, both = jax.jit(lambda params: (jax.grad(mean)(params), jax.jacrev(plain)(params)))(params)
+    bound, square = (jax.tree.map(lambda leaf, i=i: leaf[i], both) for i in (0, 1))
     np.testing.assert_allclose(one["network"], bound["network"], rtol=1e-6)
     np.testing.assert_allclose(one["schedule"]["ends"], bound["schedule"]["ends"], rtol=1e-6)
     for name in ("slope", "inner", "outer"):
@@ -96,31 +96,33 @@ def test_training_lowers_the_variance_and_leaves_the_mean():
     loss = learned_bound_loss(perfect, SCHEDULE, times=uniform, num_bins=None)
     optimizer = optax.adam(0.05)
 
-    def measured(params, key):
-        batch = {"x0": exact.draw(key, MODES, 20_000)}
-        diffusion = loss({"network": 0.0, "schedule": params}, batch, key)[1]["diffusion"]
-        return jnp.mean(diffusion), jnp.std(diffusion)
+    def diffusion(params, key, size):
+        # keys of their own: noise that is known from the data would have no cost
+        for_data, for_noise = jax.random.split(key)
+        batch = {"x0": exact.draw(for_data, NARROW, size)}
+        return loss({"network": 0.0, "schedule": params}, batch, for_noise)[1]["diffusion"]
 
     @jax.jit
     def run():
         def step(carry, key):
             params, state = carry
-            batch = {"x0": exact.draw(key, MODES, 256)}
-            total = lambda p: jnp.mean(loss({"network": 0.0, "schedule": p}, batch, key)[0])
+            total = lambda params: jnp.mean(diffusion(params, key, 64))
             updates, state = optimizer.update(jax.grad(total)(params), state)
             # the ends are held, so that the mean is the same quantity before and after
             updates["ends"] = jnp.zeros(2)
             return (optax.apply_updates(params, updates), state), None
 
         start = SCHEDULE.params, optimizer.init(SCHEDULE.params)
-        (params, _), _ = jax.lax.scan(step, start, jax.random.split(KEY, 300))
-        test_key = jax.random.key(7)
-        return measured(SCHEDULE.params, test_key), measured(params, test_key)
+        (params, _), _ = jax.lax.scan(step, start, jax.random.split(KEY, 200))
+        measured = lambda params: diffusion(params, jax.random.key(7), 10_000)
+        return measured(SCHEDULE.params), measured(params)
 
-    (mean, spread), (trained_mean, trained_spread) = run()
-    assert trained_spread < 0.8 * spread
-    error = (spread**2 + trained_spread**2) ** 0.5 / 20_000**0.5
-    assert abs(trained_mean - mean) < 4 * error
+    before, after = (np.asarray(values, np.float64) for values in run())
+    assert after.std() < 0.5 * before.std()
+    # what x at t = 0 tells of each number of x0
+    information = 0.5 * np.log2(1.0 + 0.01 * np.exp(START))
+    for values in (before, after):
+        assert abs(values.mean() - information) < 4 * values.std() / 100
 
 
 def test_ends_move_towards_a_smaller_bound():
