@@ -1,17 +1,28 @@
 """Saved models of other libraries as configurations and params, without torch."""
 
+from diffjax.pretrained.components import Components, find_folder, load_components
 from diffjax.pretrained.folders import read_config, read_tensors
 from diffjax.pretrained.models import Model, load_model, save_model
+from diffjax.pretrained.prompts import emphasize, parse_emphasis
 from diffjax.pretrained.schedulers import Scheduler, read_scheduler
+from diffjax.pretrained.tokenizers import Tokenizer, Tokens, load_tokenizer
 from diffjax.pretrained.unet2d import load_unet2d, unet2d_config
 from diffjax.pretrained.weights import UnsupportedError, to_params
 
 __all__ = [
+    "Components",
     "Model",
     "Scheduler",
+    "Tokenizer",
+    "Tokens",
     "UnsupportedError",
+    "emphasize",
+    "find_folder",
+    "load_components",
     "load_model",
+    "load_tokenizer",
     "load_unet2d",
+    "parse_emphasis",
     "read_config",
     "read_scheduler",
     "read_tensors",

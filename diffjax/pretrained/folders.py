@@ -40,7 +40,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; a model folder holds config.json and weights")
-    return _read_json(path)
+    return read_json(path)
 
 
 def read_tensors(folder: str | Path, *, variant: str | None = None) -> dict[str, StoredTensor]:
@@ -150,7 +150,7 @@ def _require_all_shards(folder: Path, files: list[Path]) -> None:
 
 
 def _files_of_index(path: Path) -> set[str]:
-    weight_map = _read_json(path).get("weight_map")
+    weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise ValueError(f"{path} must hold a weight_map from the names of tensors to files")
     outside = sorted({name for name in weight_map.values() if Path(name).name != name})
@@ -176,9 +176,10 @@ def _bytes(shape: Any) -> int:
     return math.prod(shape.shape) * np.dtype(shape.dtype).itemsize
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; a ValueError says in one line what is wrong with it."""
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(settings, dict):

@@ -16,7 +16,6 @@ x / alpha instead and undo that in `scale_model_input`; their networks see the s
 """
 
 import difflib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +26,13 @@ from diffjax.core.levels import NoiseLevel
 from diffjax.core.parameterizations import Denoiser, Parameterization
 from diffjax.core.sampling import Solver
 from diffjax.core.schedules import Schedule
+from diffjax.pretrained.folders import read_json
 from diffjax.pretrained.scheduler_rows import SCHEDULERS
 from diffjax.pretrained.weights import UnsupportedError
 
 Config = Mapping[str, Any]
+
+SCHEDULER_FILE = "scheduler_config.json"
 
 
 class Scheduler(NamedTuple):
@@ -125,5 +127,7 @@ def _load(source: str | Path | Config) -> Config:
     if isinstance(source, Mapping):
         return source
     path = Path(source)
-    path = path / "scheduler_config.json" if path.is_dir() else path
-    return json.loads(path.read_text())
+    path = path / SCHEDULER_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; the folder of a scheduler holds it")
+    return read_json(path)
