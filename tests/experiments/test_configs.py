@@ -80,24 +80,25 @@ def test_a_configuration_is_data(name, tmp_path):
     assert from_dict(type(CONFIGS[name]), dataclasses.asdict(CONFIGS[name])) == CONFIGS[name]
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("digits_")])
+def affine(params, x, t, *, labels, keys):
+    """The least network: loss and optimizer are tested here, not the UNet."""
+    return params["scale"] * x + params["shift"]
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("digits")])
 def test_digits_configurations_take_steps(name):
-    config = thin(name)
-    # one level of resolution less to compile
-    network = dataclasses.replace(config.network, block_out_channels=(8,), attention=(False,))
-    config = dataclasses.replace(config, network=network)
-    init, apply = unet(network)
+    config = CONFIGS[name]
     optimizer = make_optimizer(config.optimizer, config.num_steps)
-    state = init_train_state(init(jax.random.key(0)), optimizer, ema_decay=config.ema_decay)
-    step = make_train_step(make_loss(config, apply), optimizer, ema_decay=config.ema_decay)
+    before = {"scale": jnp.array(0.1), "shift": jnp.array(0.1)}
+    state = init_train_state(before, optimizer, ema_decay=config.ema_decay)
+    step = make_train_step(make_loss(config, affine), optimizer, ema_decay=config.ema_decay)
     step, batch = jax.jit(step), batch_of(config, 8)
-    before = state.params
     for _ in range(2):
         state, metrics = step(state, batch, jax.random.key(1))
     assert np.isfinite(metrics["loss"])
     chex.assert_tree_all_finite(state.params)
-    moved = jax.tree.map(lambda old, new: float(jnp.abs(old - new).max()), before, state.params)
-    assert max(jax.tree.leaves(moved)) > 0
+    moved = jax.tree.map(lambda old, new: float(jnp.abs(old - new)), before, state.params)
+    assert min(moved.values()) > 0
 
 
 @pytest.mark.parametrize(
