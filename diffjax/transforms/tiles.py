@@ -52,7 +52,8 @@ def tiled(
         estimate = denoise(cut(x), jax.tree.map(spread, level))
         # summing tiles where they overlap is the transpose of cutting them out
         add_up = lambda tiles: jax.linear_transpose(cut, x)(tiles)[0]
-        return jax.tree.map(lambda tiles: add_up(tiles) / add_up(jnp.ones_like(tiles)), estimate)
+        shares = jnp.asarray(1.0 / tile_counts(x.shape[1:-1], tile, steps)[..., None], x.dtype)
+        return jax.tree.map(lambda tiles: add_up(tiles) * shares, estimate)
 
     return denoise_canvas
 
@@ -75,6 +76,20 @@ def tile_starts(
             )
     ends = [size - side for size, side in zip(canvas, tile)]
     return [np.unique([*range(0, end, step), end]) for end, step in zip(ends, stride)]
+
+
+def tile_counts(canvas: Sequence[int], tile: Sequence[int], stride: Sequence[int]) -> np.ndarray:
+    """How many tiles lie over each place of a canvas.
+
+    >>> tile_counts((5,), (4,), (2,))
+    array([1, 2, 2, 2, 1])
+    """
+    starts = tile_starts(canvas, tile, stride)
+    along = [
+        np.bincount((first[:, None] + np.arange(side)).ravel(), minlength=size)
+        for first, side, size in zip(starts, tile, canvas)
+    ]
+    return math.prod(np.ix_(*along), start=np.int64(1))
 
 
 def num_tiles(canvas: Sequence[int], tile: Sequence[int], stride: Sequence[int]) -> int:
