@@ -1,10 +1,12 @@
 """Reference cases of kind "model": a saved network, its inputs and its outputs."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from parity_cases import Case, Comparison, Unsupported, compare, first, last
 
-from diffjax.networks import unet
+from diffjax.networks import UNetConfig, unet
 from diffjax.networks.prior import to_embedding
 from diffjax.pretrained import UnsupportedError, load_model, load_unet2d
 
@@ -40,6 +42,43 @@ def _unet2d(case: Case) -> dict[str, np.ndarray]:
     t = np.broadcast_to(case.inputs["timestep"], x.shape[:1])
     y = jax.jit(unet(config).apply)(params, x, t, **conditioning)
     return {"sample": first(y)}
+
+
+def _unet_condition(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    x, t, given = last(case.inputs["sample"]), case.inputs["timestep"], _given(case, model.config)
+    apply = jax.jit(model.network.apply)
+    return {"sample": first(apply(model.params, x, t, **given))}
+
+
+def _given(case: Case, config: UNetConfig) -> dict[str, Any]:
+    """The arguments of a UNet besides the noisy input and the clock, by our names."""
+    names = {
+        "context": "encoder_hidden_states",
+        "context_mask": "encoder_attention_mask",
+        "pooled": "text_embeds",
+        "time_ids": "time_ids",
+        "image_embedding": "image_embeds",
+        "time_cond": "timestep_cond",
+    }
+    takes = (*config.context.takes, *config.context.may_take)
+    given = {
+        name: case.inputs[key]
+        for name, key in names.items()
+        if key in case.inputs and name in takes
+    }
+    if "hint" in case.inputs:
+        given["hint"] = last(case.inputs["hint"])
+    if "class_labels" in case.inputs:
+        given["labels"] = case.inputs["class_labels"]
+    if "mid_res" in case.inputs:
+        kept = [last(case.inputs[f"down_res{i}"]) for i in range(_count(case, "down_res"))]
+        given["residuals"] = kept, last(case.inputs["mid_res"])
+    return given
+
+
+def _count(case: Case, stem: str) -> int:
+    return sum(name.startswith(stem) for name in case.inputs)
 
 
 def _unet1d(case: Case) -> dict[str, np.ndarray]:
@@ -197,6 +236,7 @@ NETWORKS = {
         _dit(case) if "class_labels" in case.inputs else _pixart(case)
     ),
     "UNet1DModel": _unet1d,
+    "UNet2DConditionModel": _unet_condition,
     "UNet2DModel": _unet2d,
     "VQModel": _vq,
 }

@@ -40,6 +40,8 @@ class Attention(nnx.Module):
       num_groups, eps: of a GroupNorm in front; no groups for none.
       z_channels: of the image that a `SpatialNorm` in front reads; None for none.
       residual: add x to the result.
+      identity: replace the attention map by the identity, so that every position sees itself
+        alone: the worse network of perturbed-attention guidance (arXiv:2403.17377).
       projected: whether there is a last projection.
       zero: start the last projection at zero.
     """
@@ -59,6 +61,7 @@ class Attention(nnx.Module):
         eps: float = 1e-6,
         z_channels: int | None = None,
         residual: bool = False,
+        identity: bool = False,
         projected: bool = True,
         zero: bool = False,
         rngs: nnx.Rngs,
@@ -84,6 +87,7 @@ class Attention(nnx.Module):
         self.head_dim = head_dim
         self.scale = scale
         self.residual = residual
+        self.identity = identity
 
     def __call__(
         self,
@@ -107,7 +111,7 @@ class Attention(nnx.Module):
         if self.group_norm is not None:
             h = self.group_norm(h)
         q, k, v = self.project(h.reshape(h.shape[0], -1, h.shape[-1]), context)
-        h = operations.attention(q, k, v, bias=bias, scale=self.scale)
+        h = v if self.identity else operations.attention(q, k, v, bias=bias, scale=self.scale)
         h = self.merge(h).reshape(x.shape)
         return x + h if self.residual else h
 

@@ -16,6 +16,7 @@ from flax import nnx
 from jax import Array
 
 from diffjax.networks.attention import Attention
+from diffjax.networks.embeddings import drop_labels
 from diffjax.networks.functional import Functional, functional
 from diffjax.networks.layers import Embedding, Linear, sinusoidal_features
 from diffjax.networks.normalization import LayerNorm, layer_norm
@@ -28,7 +29,6 @@ from diffjax.networks.transformer import (
     require_patches,
     unpatchify,
 )
-from diffjax.networks.unet import drop_labels
 
 FREQUENCIES = 256
 

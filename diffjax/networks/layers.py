@@ -125,64 +125,32 @@ class Embedding(nnx.Module):
 
 
 class TimeEmbedding(nnx.Module):
-    """Two linear layers with SiLU between them, over sinusoidal features."""
-
-    def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs):
-        self.linear_1 = Linear(in_features, out_features, rngs=rngs)
-        self.linear_2 = Linear(out_features, out_features, rngs=rngs)
-
-    def __call__(self, features: Array) -> Array:
-        return self.linear_2(jax.nn.silu(self.linear_1(features)))
-
-
-class SelfAttention(nnx.Module):
-    """scale (x + attention over all positions), behind a GroupNorm, with learned projections.
-
-    Source: DDPM, arXiv:2006.11239, appendix B; heads: ADM, arXiv:2105.05233, section 3.1.
+    """Two linear layers with an activation between them, over sinusoidal features.
 
     Args:
-      channels: of input and output.
-      head_dim: channels of each head, of which there are as many as fit; None for a single head.
-      num_groups: of the GroupNorm in front, see there; 0 for none.
-      residual_scale: factor on the sum.
-      identity: replace the attention map by the identity, so that every position sees itself
-        alone: the worse network of perturbed-attention guidance (arXiv:2403.17377).
+      act: the name of the activation.
+      cond_features: of a vector that is projected and joins the features; None for none.
     """
 
     def __init__(
         self,
-        channels: int,
+        in_features: int,
+        out_features: int,
         *,
-        head_dim: int | None = None,
-        num_groups: int | None,
-        eps: float,
-        residual_scale: float = 1.0,
-        identity: bool = False,
-        zero: bool,
+        act: str = "silu",
+        cond_features: int | None = None,
         rngs: nnx.Rngs,
     ):
-        self.head_dim = channels if head_dim is None else head_dim
-        require_heads(channels, self.head_dim)
-        inner = channels // self.head_dim * self.head_dim
-        self.residual_scale = residual_scale
-        self.identity = identity
-        self.normalised = num_groups != 0
-        if self.normalised:
-            self.group_norm = GroupNorm(channels, num_groups, eps=eps)
-        self.to_q = Linear(channels, inner, rngs=rngs)
-        self.to_k = Linear(channels, inner, rngs=rngs)
-        self.to_v = Linear(channels, inner, rngs=rngs)
-        self.to_out = nnx.List([Linear(inner, channels, zero=zero, rngs=rngs)])
+        if cond_features is not None:
+            self.cond_proj = Linear(cond_features, in_features, bias=False, rngs=rngs)
+        self.linear_1 = Linear(in_features, out_features, rngs=rngs)
+        self.linear_2 = Linear(out_features, out_features, rngs=rngs)
+        self.act = activation(act)
 
-    def __call__(self, x: Array) -> Array:
-        """x: [B, *spatial, channels]."""
-        h = self.group_norm(x) if self.normalised else x
-        h = h.reshape(x.shape[0], -1, x.shape[-1])
-        heads = (*h.shape[:2], -1, self.head_dim)
-        q, k, v = (project(h).reshape(heads) for project in (self.to_q, self.to_k, self.to_v))
-        mixed = v if self.identity else operations.attention(q, k, v)
-        mixed = mixed.reshape(*h.shape[:2], -1)
-        return (x + self.to_out[0](mixed).reshape(x.shape)) * self.residual_scale
+    def __call__(self, features: Array, cond: Array | None = None) -> Array:
+        if cond is not None:
+            features = features + self.cond_proj(cond)
+        return self.linear_2(self.act(self.linear_1(features)))
 
 
 class Downsample(nnx.Module):

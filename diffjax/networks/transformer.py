@@ -72,6 +72,7 @@ class TransformerBlock(nnx.Module):
     Args:
       make_norm: makes one of the norms.
       attn1, attn2, ff: the parts; attn2 None for a block without context.
+      only_context: attn1 attends to the context too, and not to x.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class TransformerBlock(nnx.Module):
         attn2: Attention | None = None,
         *,
         post_norm: bool = False,
+        only_context: bool = False,
     ):
         self.norm1 = make_norm()
         self.attn1 = attn1
@@ -90,6 +92,7 @@ class TransformerBlock(nnx.Module):
         self.norm3 = make_norm()
         self.ff = ff
         self.post_norm = post_norm
+        self.only_context = only_context
 
     def __call__(
         self,
@@ -100,7 +103,8 @@ class TransformerBlock(nnx.Module):
         context_bias: Array | None = None,
     ) -> Array:
         """x: [B, L, features]; context: [B, S, context_features]; biases of the logits."""
-        x = self._add(x, self.norm1, lambda h: self.attn1(h, bias=bias))
+        seen = context if self.only_context else None
+        x = self._add(x, self.norm1, lambda h: self.attn1(h, seen, bias=bias))
         if self.attn2 is not None and self.norm2 is not None:
             cross = self.attn2
             x = self._add(x, self.norm2, lambda h: cross(h, context, bias=context_bias))

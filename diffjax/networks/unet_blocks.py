@@ -1,7 +1,8 @@
 """The blocks of a UNet: one level on the way down, the middle, one level on the way up.
 
 Each takes `keys`, an iterator over one [B] array of PRNG keys for each residual block in the order
-of computation, or over None where nothing is random.
+of computation, or over None where nothing is random, and `told`, what the attentions see besides:
+the tokens of a context and the bias of those that are hidden, or None for either.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +16,21 @@ from jax import Array
 from diffjax.networks.layers import (
     Downsample,
     ResidualBlock,
-    SelfAttention,
     Upsample,
     enlarge,
     halve,
 )
 from diffjax.networks.pyramids import InputPyramid, OutputPyramid
+from diffjax.networks.unet_attention import SelfAttention, SpatialTransformer
 from diffjax.networks.unet_config import INSIDE, UNetConfig
+from diffjax.networks.unet_context import at_level
 
 Keys = Iterator[Array | None]
+Told = tuple[Array | None, Array | None]
+Attention = SelfAttention | SpatialTransformer
+
+# of the norm in front of attention that a context extends
+EXTENDED_EPS = 1e-5
 
 
 class DownBlock(nnx.Module):
@@ -31,10 +38,13 @@ class DownBlock(nnx.Module):
 
     def __init__(self, config: UNetConfig, level: int, *, rngs: nnx.Rngs):
         width, last = config.block_out_channels[level], len(config.block_out_channels) - 1
-        inputs = [config.entering_channels(level)] + [width] * (config.layers_per_block - 1)
+        layers, attention = at_level(config.layers_per_block, level), config.attention[level]
+        inputs = [config.entering_channels(level)] + [width] * (layers - 1)
         self.resnets = _residual_blocks(config, inputs, width, rngs)
-        self.attentions = _attentions(config, len(inputs) * config.attention[level], width, rngs)
-        self.kind = _at_level(config.downsample, level) if level < last else None
+        depths = _depths(config, level, layers * bool(attention))
+        self.attentions = _attentions(config, attention, level, depths, rngs)
+        self.attends = attention == "transformer"
+        self.kind = at_level(config.downsample, level) if level < last else None
         self.downsamplers = nnx.List(self._downsamplers(config, width, rngs))
         joins = config.progressive_input != "none" and self.kind is not None
         fir = _filter(config, self.kind)
@@ -50,20 +60,33 @@ class DownBlock(nnx.Module):
         return []
 
     def __call__(
-        self, h: Array, temb: Array, keys: Keys, image: Array | None = None
+        self,
+        h: Array,
+        temb: Array,
+        keys: Keys,
+        told: Told = (None, None),
+        image: Array | None = None,
+        feature: Array | None = None,
     ) -> tuple[Array, list[Array], Array | None]:
-        """Returns h, all outputs to keep for the way up, and the image at the size of h."""
+        """Returns h, all outputs to keep for the way up, and the image at the size of h.
+
+        feature: joins the output of the last transformer; without transformers that of the block.
+        """
         kept = []
         for index, resnet in enumerate(self.resnets):
             attention = self.attentions[index] if self.attentions else None
-            h = _layer(resnet, attention, self.remat)(h, temb, next(keys))
+            h = _layer(resnet, attention, self.remat)(h, temb, next(keys), told)
             kept.append(h)
-        if self.kind is None:
-            return h, kept, image
-        h = self._halve(h, temb, keys)
-        if self.pyramid is not None and image is not None:
-            h, image = self.pyramid(h, image)
-        return h, [*kept, h], image
+        if self.attends and feature is not None:
+            kept[-1] = h = h + feature
+        if self.kind is not None:
+            h = self._halve(h, temb, keys)
+            if self.pyramid is not None and image is not None:
+                h, image = self.pyramid(h, image)
+            kept.append(h)
+        if not self.attends and feature is not None:
+            kept[-1] = h = h + feature
+        return h, kept, image
 
     def _halve(self, h: Array, temb: Array, keys: Keys) -> Array:
         if self.kind == "plain":
@@ -74,43 +97,50 @@ class DownBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    """A residual block, attention, and another residual block at the coarsest level."""
+    """A residual block, then attention and another residual block, at the coarsest level."""
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
-        channels = config.block_out_channels[-1]
+        channels, level = config.block_out_channels[-1], len(config.block_out_channels) - 1
         own = {
             "num_groups": _first_given(config.end_groups, config.num_groups),
             "residual_scale": _first_given(config.mid_residual_scale, config.residual_scale),
         }
-        normed = {
-            **own,
-            "num_groups": _first_given(config.mid_attention_groups, own["num_groups"]),
-            "identity": config.identity_attention != "none",
-        }
-        self.resnets = _residual_blocks(config, [channels, channels], channels, rngs, **own)
-        self.attentions = _attentions(config, int(config.mid_attention), channels, rngs, **normed)
+        inputs = [channels] * (1 + config.mid_layers)
+        self.resnets = _residual_blocks(config, inputs, channels, rngs, **own)
+        kind, count = config.mid_attention, config.mid_layers * bool(config.mid_attention)
+        changes: dict[str, Any] = {"identity": config.identity_attention != "none"}
+        if kind is True:
+            groups = _first_given(config.mid_attention_groups, own["num_groups"])
+            changes |= {**own, "num_groups": groups}
+        elif config.context is not None:
+            only = kind == "extended" and config.context.mid_only_context
+            changes |= {"only_context": only, "num_groups": own["num_groups"]}
+        depths = _depths(config, level, count)
+        self.attentions = _attentions(config, kind, level, depths, rngs, **changes)
         self.remat = config.remat
 
-    def __call__(self, h: Array, temb: Array, keys: Keys) -> Array:
-        attention = self.attentions[0] if self.attentions else None
-        h = _layer(self.resnets[0], attention, self.remat)(h, temb, next(keys))
-        return _layer(self.resnets[1], None, self.remat)(h, temb, next(keys))
+    def __call__(self, h: Array, temb: Array, keys: Keys, told: Told = (None, None)) -> Array:
+        for index, resnet in enumerate(self.resnets):
+            attention = self.attentions[index] if index < len(self.attentions) else None
+            h = _layer(resnet, attention, self.remat)(h, temb, next(keys), told)
+        return h
 
 
 class UpBlock(nnx.Module):
     """The residual blocks of one level on the way up, each joined with a kept output."""
 
     def __init__(self, config: UNetConfig, level: int, *, rngs: nnx.Rngs):
-        channels, count = config.block_out_channels, config.layers_per_block + 1
+        channels, count = config.block_out_channels, at_level(config.layers_per_block, level) + 1
         width, below = channels[level], channels[min(level + 1, len(channels) - 1)]
         skips = [width] * (count - 1) + [config.entering_channels(level)]
         inputs = [h + skip for h, skip in zip([below] + [width] * (count - 1), skips)]
-        up_attention = config.attention if config.up_attention is None else config.up_attention
-        attended = 1 if up_attention[level] == "last" else count * bool(up_attention[level])
+        attention = _first_given(config.up_attention, config.attention)[level]
+        attended = 1 if attention == "last" else count * bool(attention)
         joined = config.joined_groups if attended else None
         self.resnets = _residual_blocks(config, inputs, width, rngs, input_groups=joined)
-        self.attentions = _attentions(config, attended, width, rngs)
-        self.kind = _at_level(config.upsample, level) if level > 0 else None
+        depths = _depths(config, level, attended, up=True)
+        self.attentions = _attentions(config, attention, level, depths, rngs)
+        self.kind = at_level(config.upsample, level) if level > 0 else None
         self.upsamplers = nnx.List(self._upsamplers(config, width, rngs))
         joins = config.progressive_output and self.kind is not None
         fir = _filter(config, self.kind)
@@ -131,6 +161,7 @@ class UpBlock(nnx.Module):
         temb: Array,
         keys: Keys,
         size: Sequence[int],
+        told: Told = (None, None),
         image: Array | None = None,
     ) -> tuple[Array, Array | None]:
         """Returns h and the image of all levels so far, both at `size`."""
@@ -138,7 +169,7 @@ class UpBlock(nnx.Module):
         for index, resnet in enumerate(self.resnets):
             attention = self.attentions[index - unattended] if index >= unattended else None
             h = jnp.concatenate([h, skips[-1 - index]], axis=-1)
-            h = _layer(resnet, attention, self.remat)(h, temb, next(keys))
+            h = _layer(resnet, attention, self.remat)(h, temb, next(keys), told)
         if self.kind is None:
             return h, image
         if self.pyramid is not None:
@@ -154,14 +185,21 @@ class UpBlock(nnx.Module):
 
 
 def _layer(
-    resnet: ResidualBlock, attention: SelfAttention | None, remat: bool, size: Sequence[int] = ()
-) -> Callable[[Array, Array, Array | None], Array]:
+    resnet: ResidualBlock, attention: Attention | None, remat: bool, size: Sequence[int] = ()
+) -> Callable[..., Array]:
     """A residual block and the attention behind it, rematerialised as one if asked."""
 
-    def run(h: Array, temb: Array, keys: Array | None) -> Array:
-        h = resnet(h, temb, keys, size)
-        return h if attention is None else attention(h)
+    def block(h: Array, temb: Array, keys: Array | None) -> Array:
+        return resnet(h, temb, keys, size)
 
+    def run(h: Array, temb: Array, keys: Array | None, told: Told = (None, None)) -> Array:
+        h = block(h, temb, keys)
+        return h if attention is None else attention(h, *told)
+
+    if isinstance(attention, SpatialTransformer):
+        # its blocks are many, and each is rematerialised by itself
+        block = jax.checkpoint(block) if remat else block
+        return run
     return jax.checkpoint(run) if remat else run
 
 
@@ -179,7 +217,7 @@ def _residual_block(
         "act": config.activation,
         "zero": config.zero_init,
     }
-    features = config.time_embedding_features
+    features = config.block_time_features
     return ResidualBlock(inputs, outputs, features, **{**options, **changes}, rngs=rngs)
 
 
@@ -200,28 +238,65 @@ def _resizing_block(
 
 
 def _attentions(
-    config: UNetConfig, count: int, channels: int, rngs: nnx.Rngs, **changes: Any
+    config: UNetConfig,
+    kind: bool | str,
+    level: int,
+    depths: Sequence[int],
+    rngs: nnx.Rngs,
+    **changes: Any,
 ) -> nnx.List:
-    """`count` self-attentions as the configuration has them, but for the changes."""
+    """The attentions of a level as the configuration has them, but for the changes.
+
+    depths: one for each, of those that are transformers.
+    """
+    channels = config.block_out_channels[level]
     options = {
-        "head_dim": config.head_dim,
-        "num_groups": _first_given(config.attention_groups, config.num_groups),
-        "eps": config.norm_eps,
-        "residual_scale": config.residual_scale,
+        "num_groups": config.num_groups,
         "identity": config.identity_attention == "all",
         "zero": config.zero_init,
     }
-    make = lambda: SelfAttention(channels, **{**options, **changes}, rngs=rngs)
-    return nnx.List([make() for _ in range(count)])
+    if config.context is not None and kind in ("transformer", "extended"):
+        options |= {
+            "context_features": at_level(config.context.features, level),
+            "only_context": at_level(config.context.only_context, level),
+        }
+    if kind == "transformer" and config.context is not None:
+        options |= {
+            "num_heads": at_level(config.context.num_heads, level),
+            "linear": config.context.linear_projection,
+            "dims": config.spatial_dims,
+            "remat": config.remat,
+        }
+        make = lambda depth: SpatialTransformer(
+            channels, **{**options, **changes}, depth=depth, rngs=rngs
+        )
+        return nnx.List([make(depth) for depth in depths])
+    options["head_dim"] = at_level(config.head_dim, level)
+    if kind == "extended" and config.context is not None:
+        # these are not scaled, whatever the residual blocks are
+        options |= {"eps": EXTENDED_EPS, "context_norm": config.context.norm}
+    else:
+        options |= {
+            "num_groups": _first_given(config.attention_groups, config.num_groups),
+            "eps": config.norm_eps,
+            "residual_scale": config.residual_scale,
+        }
+    return nnx.List([SelfAttention(channels, **{**options, **changes}, rngs=rngs) for _ in depths])
+
+
+def _depths(config: UNetConfig, level: int, count: int, *, up: bool = False) -> list[int]:
+    """Blocks of each of the `count` transformers of a level."""
+    if config.context is None:
+        return [0] * count
+    context = config.context
+    depths = context.up_depth if up and context.up_depth is not None else context.depth
+    of_level = at_level(depths, level)
+    return [at_level(of_level, layer) for layer in range(count)]
 
 
 def _filter(config: UNetConfig, kind: str | None) -> tuple[float, ...] | None:
     """Taps of the filter with which a level is resized; None for averages and nearest elements."""
     return config.fir_kernel if kind == "fir" else None
-
-
-def _at_level(kind: str | tuple[str, ...], level: int) -> str:
-    return kind if isinstance(kind, str) else kind[level]
 
 
 def _first_given(*values: Any) -> Any:

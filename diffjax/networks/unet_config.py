@@ -4,17 +4,23 @@ from dataclasses import dataclass
 
 from diffjax.networks.activations import ACTIVATIONS
 from diffjax.networks.layers import require_divisible, require_heads
+from diffjax.networks.unet_context import HINT_CHANNELS, ContextConfig, PerLevel, at_level
 
 # how a level is halved or doubled: inside a residual block, or between the blocks
 INSIDE = ("resnet", "biggan", "fir")
 BETWEEN = ("conv", "plain")
 
+# what follows the residual blocks of a level; see `UNetConfig.attention`
+ATTENTIONS = (False, True, "transformer", "extended")
+
 CHOICES = {
     "time_embedding": ("sinusoidal", "fourier", "learned"),
-    "class_embedding": ("table", "timestep", "identity"),
+    "class_embedding": ("table", "timestep", "identity", "projection", "linear"),
     "identity_attention": ("none", "middle", "all"),
     "progressive_input": ("none", "sum", "cat", "residual"),
     "activation": tuple(ACTIVATIONS),
+    "outer_activation": tuple(ACTIVATIONS),
+    "mid_attention": ATTENTIONS,
     "dtype": ("float32", "bfloat16", "float16"),
     "param_dtype": ("float32", "bfloat16", "float16"),
     "spatial_dims": (1, 2, 3),
@@ -35,15 +41,19 @@ class UNetConfig:
       block_out_channels: channels of each level.
       stem_channels: of the first convolution, and waves of the clock; None for
         block_out_channels[0].
-      layers_per_block: residual blocks of a level on the way down; one more on the way up.
-      attention: for each level, whether self-attention follows its residual blocks.
-      up_attention: the same on the way up, or "last" for the last block alone; None to mirror
-        `attention`.
+      layers_per_block: residual blocks of a level on the way down, one number or one for each
+        level; one more on the way up.
+      attention: for each level, what follows its residual blocks: False for nothing, True for
+        self-attention, "transformer" for blocks of self-attention and attention to a context,
+        "extended" for self-attention in which the tokens of a context are further positions.
+      up_attention: the same on the way up, or "last" for self-attention behind the last block
+        alone; None to mirror `attention`.
       mid_block, mid_attention: whether there is a middle block, and attention in it.
+      mid_layers: attentions, each with a residual block behind it, of the middle block.
       identity_attention: where attention maps are replaced by the identity: "none", "middle" or
         "all". The parameters stay the same; for perturbed-attention guidance.
-      head_dim: channels of an attention head, of which as many as fit are taken; None for a single
-        head.
+      head_dim: channels of an attention head, of which as many as fit are taken, one number or one
+        for each level; None for a single head. Transformers have `context.num_heads`.
       num_groups: of every GroupNorm; None for as many as have 4 channels, 32 at most.
       end_groups: the same in the middle block and in front of the output; None as num_groups.
       attention_groups, mid_attention_groups: of the norm in front of attention; None as the
@@ -52,6 +62,8 @@ class UNetConfig:
         attention; None as num_groups.
       norm_eps: added to the variance in every GroupNorm.
       activation: of the residual blocks, a name of `diffjax.networks.activations`.
+      outer_activation: of the embedding of the time and in front of the output.
+      plain_time: the blocks take the embedding of the time without an activation.
       scale_shift: the time scales and shifts the second norm's output instead of being added
         in front of it.
       residual_scale: factor on every sum with a residual branch; 1 / sqrt(2) keeps the variance.
@@ -77,7 +89,10 @@ class UNetConfig:
       num_times: rows of the learned table.
       num_classes: number of labels; None for a network without labels.
       class_embedding: "table" for labels that are integers; "timestep" for numbers, embedded as
-        the clock is; "identity" for vectors of time_features, added as they are.
+        the clock is; "identity" for vectors of time_features, added as they are; "projection" for
+        vectors of class_features behind two layers, "linear" behind one.
+      class_features: of the vectors that are projected.
+      class_concat: put the label's embedding beside the time's instead of adding it.
       cond_drop_prob: probability of the null label, num_classes, in training. If positive, the
         label table has a row for it.
       patch_size: side of the blocks of pixels that are moved into the channels before the first
@@ -85,6 +100,8 @@ class UNetConfig:
       center_input: map inputs from [0, 1] to [-1, 1] first.
       input_waves: exponents of `binary_waves` of the input, which join it as further channels.
       add_input: add the input to the output.
+      end_windows: of the first and the last convolution, odd numbers.
+      context: what else the network is told, and how it attends to it; None for nothing.
       spatial_dims: 1, 2 or 3 spatial axes.
       zero_init: start the residual branches and the output at zero.
       dtype: of the computation, "float32" or "bfloat16"; params, time embedding, normalisation
@@ -98,13 +115,14 @@ class UNetConfig:
     out_channels: int = 3
     block_out_channels: tuple[int, ...] = (128, 256, 256, 256)
     stem_channels: int | None = None
-    layers_per_block: int = 2
-    attention: tuple[bool, ...] = (False, True, False, False)
+    layers_per_block: PerLevel = 2
+    attention: tuple[bool | str, ...] = (False, True, False, False)
     up_attention: tuple[bool | str, ...] | None = None
     mid_block: bool = True
-    mid_attention: bool = True
+    mid_attention: bool | str = True
+    mid_layers: int = 1
     identity_attention: str = "none"
-    head_dim: int | None = None
+    head_dim: PerLevel | None = None
     num_groups: int | None = 32
     end_groups: int | None = None
     attention_groups: int | None = None
@@ -112,6 +130,8 @@ class UNetConfig:
     joined_groups: int | None = None
     norm_eps: float = 1e-6
     activation: str = "silu"
+    outer_activation: str = "silu"
+    plain_time: bool = False
     scale_shift: bool = False
     residual_scale: float = 1.0
     mid_residual_scale: float | None = None
@@ -132,11 +152,15 @@ class UNetConfig:
     num_times: int | None = None
     num_classes: int | None = None
     class_embedding: str = "table"
+    class_features: int | None = None
+    class_concat: bool = False
     cond_drop_prob: float = 0.0
     patch_size: int = 1
     center_input: bool = False
     input_waves: tuple[int, ...] = ()
     add_input: bool = False
+    end_windows: tuple[int, int] = (3, 3)
+    context: ContextConfig | None = None
     spatial_dims: int = 2
     zero_init: bool = True
     dtype: str = "float32"
@@ -152,6 +176,17 @@ class UNetConfig:
     def time_embedding_features(self) -> int:
         """The size of the time embedding."""
         return self.time_features or 4 * self.first_channels
+
+    @property
+    def block_time_features(self) -> int:
+        """The size of what the blocks are told of time and label."""
+        return self.time_embedding_features * (1 + self.class_concat)
+
+    @property
+    def given_channels(self) -> int:
+        """Channels of the images that the network is given."""
+        hinted = self.context is not None and self.context.added == "image_hint"
+        return self.in_channels - HINT_CHANNELS * hinted
 
     @property
     def first_channels(self) -> int:
@@ -178,7 +213,8 @@ def _check_levels(config: UNetConfig) -> None:
     levels = len(config.block_out_channels)
     if levels == 0:
         raise ValueError("block_out_channels is empty; give the channels of at least one level")
-    for name in ("attention", "up_attention", "downsample", "upsample"):
+    per_level = ("attention", "up_attention", "downsample", "upsample", "layers_per_block")
+    for name in (*per_level, "head_dim"):
         value = getattr(config, name)
         if isinstance(value, tuple | list) and len(value) != levels:
             raise ValueError(
@@ -191,17 +227,32 @@ def _check_levels(config: UNetConfig) -> None:
     for channels in config.block_out_channels:
         if config.num_groups is not None:
             require_divisible(channels, config.num_groups, "block_out_channels", "num_groups")
-    head_dim, up_attention = config.head_dim, config.up_attention or config.attention
-    for channels, down, up in zip(config.block_out_channels, config.attention, up_attention):
-        _require_choice("up_attention", up, (False, True, "last"))
-        if head_dim is not None and (down or up):
+    _check_attention(config)
+
+
+def _check_attention(config: UNetConfig) -> None:
+    up_attention = config.up_attention or config.attention
+    for level, channels in enumerate(config.block_out_channels):
+        kinds = config.attention[level], up_attention[level]
+        _require_choice("attention", kinds[0], ATTENTIONS)
+        _require_choice("up_attention", kinds[1], (*ATTENTIONS, "last"))
+        head_dim = at_level(config.head_dim, level)
+        if head_dim is not None and set(kinds) - {False, "transformer"}:
             require_heads(channels, head_dim)
+    told = {*config.attention, *up_attention, config.mid_attention} & {"transformer", "extended"}
+    if told and config.context is None:
+        raise ValueError(
+            f"attention {', '.join(map(repr, sorted(told)))} needs a context: give a ContextConfig"
+        )
 
 
 def _check_ranges(config: UNetConfig) -> None:
     for name in ("in_channels", "out_channels", "layers_per_block", "patch_size"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
+        value = getattr(config, name)
+        if min(value if isinstance(value, tuple) else (value,)) < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    if any(window % 2 == 0 for window in config.end_windows):
+        raise ValueError(f"end_windows is {config.end_windows}; the windows must be odd")
     for name in ("dropout", "cond_drop_prob"):
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be in [0, 1)")
@@ -227,6 +278,11 @@ def _check_conditioning(config: UNetConfig) -> None:
     if config.class_embedding != "table" and config.num_classes is not None:
         raise ValueError(
             f"class_embedding {config.class_embedding!r} takes no integers; leave num_classes out"
+        )
+    if (config.class_features is None) == (config.class_embedding in ("projection", "linear")):
+        raise ValueError(
+            f"class_embedding is {config.class_embedding!r} and class_features "
+            f"{config.class_features}; 'projection' and 'linear', and they alone, need a number"
         )
     if config.num_classes is None and config.cond_drop_prob > 0:
         raise ValueError("cond_drop_prob drops labels; give num_classes as well")

@@ -44,6 +44,8 @@ class Architecture(NamedTuple):
         that the network does not need.
       stem: of the weight files.
       fixed: further fields of the configuration, the same for all folders of the class.
+      read: fields that follow from several keys, from the values of all keys.
+      write: the inverse of `read`, the values of its keys from a configuration.
     """
 
     class_name: str
@@ -54,6 +56,8 @@ class Architecture(NamedTuple):
     present: Callable[[str], str | None] = lambda name: name
     stem: str = "diffusion_pytorch_model"
     fixed: Mapping[str, Any] = {}
+    read: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda saved: {}
+    write: Callable[[Any], Mapping[str, Any]] = lambda config: {}
 
 
 def read_settings(architecture: Architecture, settings: Mapping[str, Any], **options: Any) -> Any:
@@ -68,17 +72,20 @@ def read_settings(architecture: Architecture, settings: Mapping[str, Any], **opt
     """
     values: dict[str, Any] = {}
     derived: dict[str, tuple[str, Any]] = {}
+    saved = {
+        name: _hashable(settings.get(name, key.default)) for name, key in architecture.keys.items()
+    }
     for name, key in architecture.keys.items():
-        value = settings.get(name, key.default)
-        if key.only is not None and value not in key.only:
-            raise _unsupported(name, value, *key.only)
+        if key.only is not None and saved[name] not in key.only:
+            raise _unsupported(name, saved[name], *key.only)
         if key.field is not None:
-            field_value = key.read(tuple(value) if isinstance(value, list) else value)
+            field_value = key.read(saved[name])
             if key.derived:
                 derived[name] = key.field, field_value
             else:
                 values[key.field] = field_value
     try:
+        values |= architecture.read(saved)
         config = architecture.make(**values, **architecture.fixed, **options)
     except TypeError as error:
         # a value of another type than the class has there
@@ -100,7 +107,7 @@ def write_settings(architecture: Architecture, config: Any) -> dict[str, Any]:
     for name, key in architecture.keys.items():
         fixed = key.default if key.only is None or key.default in key.only else key.only[0]
         settings[name] = fixed if key.field is None else key.write(getattr(config, key.field))
-    return settings
+    return settings | architecture.write(config)
 
 
 def describes(architecture: Architecture, config: Any) -> bool:
@@ -110,6 +117,11 @@ def describes(architecture: Architecture, config: Any) -> bool:
     options = {name: getattr(config, name) for name in ("dtype", "param_dtype")}
     again = read_settings(architecture, write_settings(architecture, config), **options)
     return again == config
+
+
+def _hashable(value: Any) -> Any:
+    """Tuples for lists, at any depth."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _unsupported(name: str, value: Any, *supported: Any) -> UnsupportedError:

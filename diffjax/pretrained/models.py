@@ -22,11 +22,18 @@ from diffjax.pretrained.diffusion_transformers import DIFFUSION_TRANSFORMERS
 from diffjax.pretrained.folders import read_config, read_tensors, write_tensors
 from diffjax.pretrained.text_encoders import TEXT_ENCODERS
 from diffjax.pretrained.unet1d import UNET_1D
+from diffjax.pretrained.unet_condition import UNET_CONDITION
 from diffjax.pretrained.weights import UnsupportedError, from_params, renamer, to_params
 from diffjax.training.sharding import Rule, params_sharding
 
 # of several that can hold a configuration, the first is written
-ARCHITECTURES = (*AUTOENCODERS, *TEXT_ENCODERS, *DIFFUSION_TRANSFORMERS, UNET_1D)
+ARCHITECTURES = (
+    *AUTOENCODERS,
+    *TEXT_ENCODERS,
+    *DIFFUSION_TRANSFORMERS,
+    UNET_1D,
+    UNET_CONDITION,
+)
 
 
 class Model(NamedTuple):

@@ -1,6 +1,7 @@
 """diffusers' UNet2DModel folders as a UNetConfig and params."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,8 @@ def unet2d_config(
     """
     saved = {**DEFAULTS, **settings}
     _require_supported(saved)
-    down = _blocks(saved, "down_block_types", DOWN_BLOCKS, saved["downsample_type"] or "conv")
-    up = _blocks(saved, "up_block_types", UP_BLOCKS, saved["upsample_type"] or "conv")[::-1]
+    down = block_kinds(saved, "down_block_types", DOWN_BLOCKS, saved["downsample_type"])
+    up = block_kinds(saved, "up_block_types", UP_BLOCKS, saved["upsample_type"])[::-1]
     learned = saved["time_embedding_type"] == "learned"
     size = saved["sample_size"]
     return UNetConfig(
@@ -240,12 +241,14 @@ def _require_supported(saved: dict[str, Any]) -> None:
         )
 
 
-def _blocks(saved: dict, key: str, known: dict, resize: str) -> list[tuple[bool | str, str]]:
-    """For each block type in saved[key]: whether it has attention, and how it resizes."""
+def block_kinds(
+    saved: Mapping[str, Any], key: str, known: Mapping[str, tuple], resize: str | None = None
+) -> list[tuple[bool | str, str]]:
+    """For each block type in saved[key]: its attention, and how it resizes."""
     kinds = [kind.removeprefix("UNetRes") for kind in saved[key]]
     for kind in kinds:
         if kind not in known:
             raise UnsupportedError(
                 f"config.json: {key} has {kind!r}; supported: {', '.join(map(repr, known))}"
             )
-    return [(known[kind][0], known[kind][1] or resize) for kind in kinds]
+    return [(known[kind][0], known[kind][1] or resize or "conv") for kind in kinds]

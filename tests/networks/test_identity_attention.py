@@ -10,7 +10,7 @@ import pytest
 from diffjax.core.levels import NoiseLevel
 from diffjax.core.parameterizations import make_denoiser, v
 from diffjax.networks import UNetConfig, functional, unet
-from diffjax.networks.layers import SelfAttention
+from diffjax.networks.unet_attention import SelfAttention
 from diffjax.transforms import autoguidance
 
 CONFIG = UNetConfig(

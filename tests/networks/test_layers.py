@@ -12,12 +12,12 @@ from diffjax.networks.layers import (
     Embedding,
     GroupNorm,
     ResidualBlock,
-    SelfAttention,
     Upsample,
     dropout,
     halve,
     sinusoidal_features,
 )
+from diffjax.networks.unet_attention import SelfAttention
 
 
 def features_one_by_one(t, features, flip, shift):
