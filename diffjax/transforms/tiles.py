@@ -89,7 +89,8 @@ def tile_counts(canvas: Sequence[int], tile: Sequence[int], stride: Sequence[int
         np.bincount((first[:, None] + np.arange(side)).ravel(), minlength=size)
         for first, side, size in zip(starts, tile, canvas)
     ]
-    return math.prod(np.ix_(*along), start=np.int64(1))
+    # one axis of counts for each axis of the canvas; they multiply
+    return np.prod(np.broadcast_arrays(*np.ix_(*along)), axis=0)
 
 
 def num_tiles(canvas: Sequence[int], tile: Sequence[int], stride: Sequence[int]) -> int:
