@@ -21,10 +21,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from diffjax.core import exact, grids, levels, losses, parameterizations, posterior, schedules
+from diffjax.core.continuous_bound import bound_loss, continuous_bound
 from diffjax.core.grids import from_times, full, leading, linspace, quadratic, trailing, uniform
 from diffjax.core.integrators import dormand_prince, runge_kutta
 from diffjax.core.interpolation import slerp
 from diffjax.core.keys import BatchKeys, batch_keys, sample_keys
+from diffjax.core.learned_schedule import learned_bound_loss, learned_logsnr
 from diffjax.core.levels import NoiseLevel, add_noise, logsnr, q_posterior, q_step
 from diffjax.core.likelihood import (
     bits_per_dim,
@@ -179,6 +181,7 @@ __all__ = [
     "batch_keys",
     "bits_per_dim",
     "blur_guidance",
+    "bound_loss",
     "cfg_plus_plus",
     "cfg_zero_star",
     "check_operator",
@@ -188,6 +191,7 @@ __all__ = [
     "classifier_guidance",
     "clip_denoised",
     "composed",
+    "continuous_bound",
     "cosine",
     "cosine_betas",
     "ddim",
@@ -234,6 +238,8 @@ __all__ = [
     "init_train_state",
     "initial_noise",
     "leading",
+    "learned_bound_loss",
+    "learned_logsnr",
     "levels",
     "linear",
     "linear_betas",

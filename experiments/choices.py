@@ -13,8 +13,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from diffjax.core import densities, grids, parameterizations, sigma_grids
+from diffjax.core import densities, grids, parameterizations, schedules, sigma_grids
+from diffjax.core.learned_schedule import learned_logsnr
 
+SCHEDULES: dict[str, Callable[..., schedules.Schedule]] = {
+    **schedules.SCHEDULES,
+    "learned_logsnr": learned_logsnr,
+}
 # builders of what the tables of diffjax hold ready-made
 PREDICTIONS: dict[str, Callable[..., parameterizations.Parameterization]] = {
     **{name: partial(lambda row, /: row, row)

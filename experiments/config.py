@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from choices import DENSITIES, PREDICTIONS, RATIOS, SPACINGS, listed
+from choices import DENSITIES, PREDICTIONS, RATIOS, SCHEDULES, SPACINGS, listed
 from diffjax.core.losses import TIME_SAMPLERS, WEIGHTS
-from diffjax.core.schedules import SCHEDULES
 from diffjax.networks import UNetConfig
 from diffjax.solvers import SOLVERS
 from diffjax.training.manifest import write_atomically
@@ -32,11 +31,17 @@ class DataConfig:
     """resize the images to this side"""
     flip: bool = False
     """mirror half of the images at random"""
+    num_bins: int = 256
+    """values that a number of an image can take, evenly spread: for bits per dimension"""
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The forward process and what the network learns of it."""
+    """The forward process and what the network learns of it.
+
+    A schedule that is learned is trained together with the network, on the variational bound: its
+    weight is `likelihood`, and its parameters stand beside the network's.
+    """
 
     schedule: Annotated[str, listed("noise schedule", SCHEDULES)] = "linear_betas"
     num_train_steps: int = 1000

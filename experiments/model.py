@@ -11,14 +11,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.core import Tracer
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 import diffjax as dj
-from choices import DENSITIES, PREDICTIONS, RATIOS, SPACINGS, build, choose, read_choice
+from choices import (
+    DENSITIES,
+    PREDICTIONS,
+    RATIOS,
+    SCHEDULES,
+    SPACINGS,
+    build,
+    choose,
+    read_choice,
+)
 from config import Config, DiffusionConfig, OptimizerConfig
 from diffjax import losses, schedules
+from diffjax.core.learned_schedule import LearnedLogsnr
 from diffjax.core.levels import ratio_of
+from diffjax.core.likelihood import cleanest_level, noisiest_level
 from diffjax.core.schedules import Schedule, num_train_steps
 from diffjax.networks.functional import Functional
 from diffjax.solvers import SOLVERS
@@ -26,13 +38,19 @@ from diffjax.training import batch_sharding, replicated
 from runs import image_shape
 
 
-def make_schedule(config: DiffusionConfig) -> Schedule:
-    """The forward process of a configuration."""
-    schedule = build(
-        "schedule", config.schedule, schedules.SCHEDULES, num_steps=config.num_train_steps
-    )
+def make_schedule(config: DiffusionConfig, params: Any = None) -> Schedule:
+    """The forward process of a configuration.
+
+    Args:
+      config: its part on diffusion.
+      params: of a run (`runs.make_network`), for a schedule that is learned; without them it is
+        the one from which learning starts.
+    """
+    schedule = build("schedule", config.schedule, SCHEDULES, num_steps=config.num_train_steps)
     if config.zero_terminal_snr:
         schedule = dj.zero_terminal_snr(schedule)
+    if params is not None and isinstance(schedule, LearnedLogsnr):
+        schedule = schedule.with_params(params["schedule"])
     return schedule if config.shift == 1.0 else schedules.shifted(schedule, config.shift)
 
 
@@ -42,9 +60,11 @@ def make_parameterization(config: DiffusionConfig) -> dj.Parameterization:
 
 
 def make_loss(config: Config, apply: Callable[..., Array]) -> losses.Loss:
-    """The training loss of a configuration."""
+    """The training loss of a configuration, of the params of `runs.make_network`."""
     diffusion = config.diffusion
     schedule = make_schedule(diffusion)
+    if isinstance(schedule, LearnedLogsnr):
+        return learned_loss(config, apply, schedule)
     if diffusion.density is not None:
         schedule = schedules.resampled(schedule, build("density", diffusion.density, DENSITIES))
     make: Any = dj.hybrid_loss if diffusion.learn_variance else dj.diffusion_loss
@@ -54,6 +74,25 @@ def make_loss(config: Config, apply: Callable[..., Array]) -> losses.Loss:
         make_parameterization(diffusion),
         weight=build("weight", diffusion.weight, losses.WEIGHTS, schedule=schedule),
         times=choose("times", diffusion.times, losses.TIME_SAMPLERS),
+    )
+
+
+def learned_loss(
+    config: Config, apply: Callable[..., Array], schedule: LearnedLogsnr
+) -> losses.Loss:
+    """The variational bound, which trains a schedule and the network together."""
+    diffusion = config.diffusion
+    if diffusion.weight != "likelihood" or diffusion.density or diffusion.learn_variance:
+        raise ValueError(
+            f"The schedule {diffusion.schedule} is learned, on the variational bound: set "
+            "diffusion.weight to likelihood, and neither density nor learn_variance."
+        )
+    return dj.learned_bound_loss(
+        lambda network, *inputs, **rest: apply({"network": network}, *inputs, **rest),
+        schedule,
+        make_parameterization(diffusion),
+        times=choose("times", diffusion.times, losses.TIME_SAMPLERS),
+        num_bins=config.data.num_bins,
     )
 
 
@@ -85,7 +124,9 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             f"optimizer.weight_decay is {config.weight_decay}, but optax.{config.name} has none. "
             f"Did you mean optimizer.name {config.name}w?"
         )
-    wanted = {"b2": config.b2, "weight_decay": config.weight_decay}
+    # a schedule that is learned does not decay
+    mask = lambda params: {name: name != "schedule" for name in params}
+    wanted = {"b2": config.b2, "weight_decay": config.weight_decay, "mask": mask}
     options = {name: value for name, value in wanted.items() if name in accepted}
     clip = optax.identity()
     if config.clip_norm is not None:
@@ -178,22 +219,32 @@ def make_levels(options: SampleOptions, schedule: Schedule) -> dj.NoiseLevel:
     choose("spacing", name, {**SPACINGS, **RATIOS})
     if options.times is not None or name in SPACINGS:
         levels = schedule(jnp.asarray(make_times(options, schedule)))
-        ratios = ratio_of(levels)
-        return levels if ratios[-1] == 0 else schedules.levels_at(schedule, ratios.at[-1].set(0.0))
-    steps = num_train_steps(schedule)
-    ends = jnp.array([0.0, 1.0]) if steps is None else jnp.array([0, steps - 1])
-    smallest, largest = map(float, ratio_of(schedule(ends)))
+        clean = schedules.level_at(schedule)(jnp.zeros(()))
+        return jax.tree.map(
+            lambda leaf, end: leaf.at[-1].set(end.astype(leaf.dtype)), levels, clean
+        )
+    ends = {} if {"smallest", "largest"} <= set(given) else ratio_ends(options.spacing, schedule)
+    num_steps = count_steps(options, schedule)
+    ratios = build("spacing", options.spacing, RATIOS, num_steps=num_steps, **ends)
+    return schedules.levels_at(schedule, ratios)
+
+
+def ratio_ends(spacing: str, schedule: Schedule) -> dict[str, float]:
+    """The smallest and the largest sigma / alpha of a schedule, for a grid that fills it."""
+    name, given = read_choice("spacing", spacing)
+    cleanest, noisiest = cleanest_level(schedule), noisiest_level(schedule)
+    if isinstance(cleanest.sigma, Tracer):
+        raise ValueError(
+            f"spacing {spacing!r} does not know the ends of a learned schedule; say both, as in "
+            f"{name}(smallest=0.002, largest=100)."
+        )
+    largest = float(ratio_of(noisiest))
     if not np.isfinite(largest) and "largest" not in given:
         raise ValueError(
-            f"spacing {options.spacing!r} would begin at pure noise; say where to begin, as in "
+            f"spacing {spacing!r} would begin at pure noise; say where to begin, as in "
             f"{name}(largest=100)."
         )
-    num_steps = count_steps(options, schedule)
-    ratios = build(
-        "spacing", options.spacing, RATIOS,
-        num_steps=num_steps, smallest=smallest, largest=largest,
-    )  # fmt: skip
-    return schedules.levels_at(schedule, ratios)
+    return {"smallest": float(ratio_of(cleanest)), "largest": largest}
 
 
 def sampling_denoiser(
@@ -244,17 +295,21 @@ def make_sampler(
 
     Args:
       config: of the run.
-      network: its network.
+      network: its network; a schedule that is learned is read from the params.
       options: solver, steps, guidance.
       mesh: the devices; positions [b] and labels [b] are split over its axis `data`.
       on_step: see `diffjax.sample`.
       keep_trajectory: return a `Trajectory` instead of the images.
     """
+
+    def plan(schedule):
+        solver = make_solver(options, schedule, config.diffusion.learn_variance)
+        return solver, make_levels(options, schedule)
+
     schedule = make_schedule(config.diffusion)
-    parameterization = make_parameterization(config.diffusion)
-    solver = make_solver(options, schedule, config.diffusion.learn_variance)
-    levels = make_levels(options, schedule)
-    dj.parameterizations.check_level(parameterization, levels)
+    fixed = plan(schedule)
+    dj.parameterizations.check_level(make_parameterization(config.diffusion), fixed[1])
+    learned = isinstance(schedule, LearnedLogsnr)
     walk = dj.trajectory if keep_trajectory else dj.sample
     denoiser = sampling_denoiser(config, network, options)
 
@@ -263,8 +318,8 @@ def make_sampler(
         noise_keys, keys = (
             dj.sample_keys(jax.random.fold_in(key, purpose), positions) for purpose in (0, 1)
         )
-        first = jax.tree.map(lambda leaf: leaf[0], levels)
-        x = dj.initial_noise(noise_keys, (positions.shape[0], *image_shape(config)), first)
+        solver, levels = plan(make_schedule(config.diffusion, params)) if learned else fixed
+        x = dj.initial_noise(noise_keys, (positions.shape[0], *image_shape(config)), levels)
         denoise = denoiser(params, labels)
         return walk(keys, x, denoise, solver, levels, on_step=on_step)
 

@@ -14,7 +14,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from choices import SCHEDULES, build
 from config import Config, load_config
+from diffjax.core.learned_schedule import LearnedLogsnr
 from diffjax.networks import Functional, UNetConfig, unet
 from diffjax.training import ema_names, find_checkpoint, load_item, replicated
 
@@ -54,7 +56,7 @@ def load_run(workdir: Path, mesh: Mesh, *, step: int | None = None, ema: str | N
       ValueError: the run keeps no such average.
     """
     config = load_config(workdir / CONFIG_FILE)
-    network = unet(network_config(config))
+    network = make_network(config)
     path = find_checkpoint(workdir / CHECKPOINTS, items=("ema",), step=step)
     names = list(ema_names(config.ema_decay))
     name = names[0] if ema is None else ema
@@ -66,6 +68,26 @@ def load_run(workdir: Path, mesh: Mesh, *, step: int | None = None, ema: str | N
     )
     params = load_item(path, "ema", like=dict.fromkeys(names, like))[name]
     return Run(config, network, params, int(path.name))
+
+
+def make_network(config: Config) -> Functional:
+    """The network of a run; beside its parameters stand those of a schedule that is learned.
+
+    Such params are {"network": ..., "schedule": ...}, of which `apply` reads the first.
+    """
+    network = unet(network_config(config))
+    diffusion = config.diffusion
+    schedule = build("schedule", diffusion.schedule, SCHEDULES, num_steps=diffusion.num_train_steps)
+    if not isinstance(schedule, LearnedLogsnr):
+        return network
+
+    def init(key):
+        return {"network": network.init(key), "schedule": schedule.params}
+
+    def apply(params, *inputs, **conditioning):
+        return network.apply(params["network"], *inputs, **conditioning)
+
+    return Functional(init, apply)
 
 
 def network_config(config: Config) -> UNetConfig:

@@ -27,7 +27,7 @@ from cli import parse_args, run_script
 from config import Config, RunConfig, load_config, save_config
 from configs import CONFIGS
 from diffjax import data
-from diffjax.networks import Functional, count_parameters, unet
+from diffjax.networks import Functional, count_parameters
 from diffjax.training import (
     Checkpointer,
     TrainingLog,
@@ -47,7 +47,7 @@ from diffjax.training import (
 )
 from model import make_loss, make_optimizer, make_sampler, sampling_defaults, to_uint8
 from pictures import save_animation, save_grid, save_loss_curve
-from runs import CHECKPOINTS, CONFIG_FILE, image_shape, network_config
+from runs import CHECKPOINTS, CONFIG_FILE, image_shape, make_network
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def main() -> None:
     initialize_distributed()
     mesh = make_mesh()
     claim_workdir(workdir, config)
-    network = unet(network_config(config))
+    network = make_network(config)
     state = train(config, run, workdir, network, mesh)
     if jax.process_index() == 0:
         lines = read_metrics(workdir)

@@ -6,6 +6,7 @@ from configs.cifar10_ddpmpp import cifar10_ddpmpp, cifar10_ddpmpp_deep
 from configs.cifar10_edm import cifar10_edm
 from configs.cifar10_flow import cifar10_flow
 from configs.cifar10_ncsnpp import cifar10_ncsnpp, cifar10_ncsnpp_deep
+from configs.cifar10_vdm import cifar10_vdm
 from configs.digits import digits
 from configs.digits_edm import digits_edm
 from configs.digits_flow import digits_flow
@@ -26,6 +27,7 @@ CONFIGS = {
     "cifar10_ddpmpp_deep": cifar10_ddpmpp_deep,
     "cifar10_edm": cifar10_edm,
     "cifar10_flow": cifar10_flow,
+    "cifar10_vdm": cifar10_vdm,
     "celeba64": celeba64,
     "folder": folder,
 }

@@ -13,7 +13,7 @@ from config import Config, DataConfig, DiffusionConfig, OptimizerConfig
 from diffjax.networks import UNetConfig
 
 digits = Config(
-    data=DataConfig(name="digits"),
+    data=DataConfig(name="digits", num_bins=17),
     network=UNetConfig(
         sample_size=8,
         in_channels=1,

@@ -10,7 +10,7 @@ import pytest
 
 from config import from_dict, load_config, save_config
 from configs import CONFIGS
-from diffjax.networks import unet
+from diffjax.networks import Functional
 from diffjax.training import init_train_state, make_mesh, make_train_step
 from model import (
     SampleOptions,
@@ -21,7 +21,7 @@ from model import (
     make_schedule,
     sampling_defaults,
 )
-from runs import image_shape
+from runs import image_shape, make_network
 
 
 def thin(name):
@@ -49,15 +49,15 @@ def batch_of(config, size=2):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_loss_and_the_sampler_of_a_configuration_can_be_traced(name):
     config = thin(name)
-    init, apply = unet(config.network)
-    params = jax.eval_shape(init, jax.random.key(0))
+    network = make_network(config)
+    params = jax.eval_shape(network.init, jax.random.key(0))
     batch = batch_of(config)
-    loss = make_loss(config, apply)
+    loss = make_loss(config, network.apply)
     losses, _ = jax.eval_shape(lambda p: loss(p, batch, jax.random.key(0)), params)
     chex.assert_shape(losses, (2,))
     assert losses.dtype == jnp.float32
     options = sampling_defaults(config)
-    generate = make_sampler(config, unet(config.network), options, make_mesh())
+    generate = make_sampler(config, network, options, make_mesh())
     images = jax.eval_shape(generate, params, jax.random.key(0), jnp.arange(2), batch.get("labels"))
     chex.assert_equal_shape([images, batch["x0"]])
 
@@ -80,7 +80,7 @@ def test_a_configuration_is_data(name, tmp_path):
     assert from_dict(type(CONFIGS[name]), dataclasses.asdict(CONFIGS[name])) == CONFIGS[name]
 
 
-def affine(params, x, t, *, labels, keys):
+def affine(params, x, t, *, labels, keys=None):
     """The least network: loss and optimizer are tested here, not the UNet."""
     return params["scale"] * x + params["shift"]
 
@@ -99,6 +99,48 @@ def test_digits_configurations_take_steps(name):
     chex.assert_tree_all_finite(state.params)
     moved = jax.tree.map(lambda old, new: float(jnp.abs(old - new)), before, state.params)
     assert min(moved.values()) > 0
+
+
+@pytest.mark.slow
+def test_a_learned_schedule_is_trained_with_the_network_and_sampled_from():
+    config = CONFIGS["cifar10_vdm"]
+    schedule = "learned_logsnr(start=13.3, end=-5.0, num_features=8)"
+    diffusion = dataclasses.replace(config.diffusion, schedule=schedule)
+    config = dataclasses.replace(config, network=CONFIGS["digits"].network, diffusion=diffusion)
+    least = {"scale": jnp.array(0.1), "shift": jnp.array(0.1)}
+    params = {"network": least, "schedule": make_schedule(diffusion).params}
+    apply = lambda params, *inputs, **rest: affine(params["network"], *inputs, **rest)
+
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    state = init_train_state(params, optimizer, ema_decay=config.ema_decay)
+    step = make_train_step(make_loss(config, apply), optimizer, ema_decay=config.ema_decay)
+    state, metrics = jax.jit(step)(state, batch_of(config, 8), jax.random.key(1))
+    assert set(metrics) == {"loss", "prior", "diffusion", "reconstruction", "grad_norm"}
+    for old, new in zip(jax.tree.leaves(params), jax.tree.leaves(state.params)):
+        assert np.all(np.isfinite(new))
+        assert np.all(new != old)
+
+    def sampler(spacing):
+        network = Functional(lambda key: params, apply)
+        options = sampling_defaults(config, num_steps=4, spacing=spacing)
+        generate = make_sampler(config, network, options, make_mesh())
+        return lambda params: generate(params, jax.random.key(0), jnp.arange(2), jnp.arange(2))
+
+    ends = state.params["schedule"]["ends"]
+    moved = state.params | {"schedule": state.params["schedule"] | {"ends": 0.5 * ends}}
+    draw = sampler("trailing")
+    first, second = draw(state.params), draw(moved)
+    chex.assert_tree_all_finite(first)
+    assert np.abs(first - second).max() > 0.1
+    with pytest.raises(ValueError, match=r"karras\(smallest=0.002, largest=100\)"):
+        sampler("karras")(params)
+
+
+def test_a_learned_schedule_is_trained_on_the_bound_alone():
+    config = CONFIGS["cifar10_vdm"]
+    wrong = dataclasses.replace(config.diffusion, weight="simple")
+    with pytest.raises(ValueError, match=r"set diffusion\.weight to likelihood"):
+        make_loss(dataclasses.replace(config, diffusion=wrong), affine)
 
 
 @pytest.mark.parametrize(
