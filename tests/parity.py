@@ -21,10 +21,11 @@ from pathlib import Path
 import jax
 from parity_cases import Comparison, KnownDifference, Unsupported, find_cases, read_case
 from parity_models import check_model
+from parity_pipelines import check_pipeline
 from parity_schedulers import check_scheduler
 
 # kind in case.json -> function from the case to its comparisons
-KINDS = {"model": check_model, "scheduler": check_scheduler}
+KINDS = {"model": check_model, "pipeline": check_pipeline, "scheduler": check_scheduler}
 
 
 def check(folder: Path) -> dict:

@@ -19,6 +19,7 @@ ALLOWED = {
     "pretrained": {
         "core", "solvers", "transforms", "training", "networks", "data", "metrics",
     },
+    "pipelines": {"core", "solvers", "transforms", "networks", "pretrained"},
 }  # fmt: skip
 
 HEAVY = ["tensorflow", "tensorflow_datasets", "torch", "matplotlib", "flax", "orbax", "grain"]

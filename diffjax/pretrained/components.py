@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
+from diffjax.networks.functional import Params
 from diffjax.networks.unet import unet
 from diffjax.pretrained.folders import read_json
 from diffjax.pretrained.models import Model, load_model
@@ -45,6 +46,11 @@ class Components(NamedTuple):
     models: Mapping[str, Model]
     tokenizers: Mapping[str, Tokenizer]
     schedulers: Mapping[str, Scheduler]
+
+    @property
+    def params(self) -> dict[str, Params]:
+        """The params of all networks, by their names."""
+        return {name: model.params for name, model in self.models.items()}
 
 
 def read_model_index(folder: str | Path) -> tuple[str, dict[str, str], dict[str, Any]]:

@@ -125,6 +125,11 @@ _FLOW = {
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
     "stochastic_sampling": False,
+    # for the shift that follows the size of an image
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
 }
 _EDM = {
     "sigma_min": 0.002,

@@ -1,0 +1,21 @@
+"""From a folder of a whole system to images: short pure functions of its parts."""
+
+from diffjax.pipelines.plan import Plan, make_plan
+from diffjax.pipelines.registry import SYSTEMS, make_system
+from diffjax.pipelines.system import Inputs, System
+from diffjax.pipelines.tasks import encode, img2img, inpaint, start_noise, txt2img, walk
+
+__all__ = [
+    "SYSTEMS",
+    "Inputs",
+    "Plan",
+    "System",
+    "encode",
+    "img2img",
+    "inpaint",
+    "make_plan",
+    "make_system",
+    "start_noise",
+    "txt2img",
+    "walk",
+]

@@ -1,0 +1,235 @@
+"""Systems around diffusion transformers: DiT, PixArt, Stable Diffusion 3, Flux."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffjax.networks.flux import grid_ids, pack, unpack
+from diffjax.networks.functional import Params
+from diffjax.pipelines.system import (
+    Codec,
+    Inputs,
+    System,
+    clock_options,
+    first_half,
+    kl_codec,
+    texts_of,
+)
+from diffjax.pipelines.texts import clip_states, penultimate, t5_states, tokenized
+from diffjax.pretrained import Components
+
+
+def dit(parts: Components) -> System:
+    """DiT: classes of ImageNet instead of prompts.
+
+    `prepare(labels, negative=None)`: integers, one for each image; None among the negative ones is
+    the null class.
+    Source: arXiv:2212.09748.
+    """
+    model, scheduler = parts.models["transformer"], parts.schedulers["scheduler"]
+    codec, config = kl_codec(parts), model.config
+
+    def prepare(
+        labels: Sequence[int], negative: Sequence[int | None] | None = None, **sizes: int
+    ) -> list[Inputs]:
+        null = config.num_classes
+        lists = [labels] if negative is None else [labels, negative]
+        found = [[null if each is None else int(each) for each in some] for some in lists]
+        for label in (label for some in found for label in some):
+            if not 0 <= label <= null:
+                raise ValueError(f"{label} is no class of 0 .. {null - 1}")
+        return [{"labels": np.array(each, np.int32)} for each in found]
+
+    def apply(params: Params, x: Array, t: Array, **told: Array) -> Array:
+        output = model.network.apply(params["transformer"], x, t, **told)
+        return output if output.shape == x.shape else first_half(output)
+
+    return System(
+        parameterization=scheduler.parameterization,
+        learned_variance=False,
+        prepare=prepare,
+        condition=lambda params, inputs: inputs,
+        apply=apply,
+        **codec._asdict(),
+        size=_size(config.sample_size, codec),
+    )
+
+
+def pixart(parts: Components) -> System:
+    """PixArt-alpha: the states of T5, seen by cross-attention.
+
+    `prepare(prompts, negative=None, *, height, width, emphasis=False, max_length=120)`
+    Source: arXiv:2310.00426.
+    """
+    model, scheduler = parts.models["transformer"], parts.schedulers["scheduler"]
+    codec, config = kl_codec(parts), model.config
+    encode = t5_states(parts, "text_encoder", "tokenizer", masked=True)
+
+    def prepare(
+        prompts: Sequence[str],
+        negative: Sequence[str | None] | None = None,
+        *,
+        height: int,
+        width: int,
+        emphasis: bool = False,
+        max_length: int = 120,
+    ) -> list[Inputs]:
+        texts = texts_of(prompts, negative)
+        inputs = tokenized(parts, "tokenizer", texts, length=max_length, emphasis=emphasis)
+        if config.told_size:
+            count = len(prompts)
+            sizes = {
+                "resolution": np.full((count, 2), (height, width), np.float32),
+                "aspect_ratio": np.full((count, 1), height / width, np.float32),
+            }
+            inputs = [{**each, **sizes} for each in inputs]
+        return inputs
+
+    def condition(params: Params, inputs: Inputs) -> dict[str, Any]:
+        context, mask = encode(params, inputs)
+        told = {name: inputs[name] for name in ("resolution", "aspect_ratio") if name in inputs}
+        return {"context": context, "context_mask": mask, **told}
+
+    def apply(params: Params, x: Array, t: Array, **told: Array) -> Array:
+        output = model.network.apply(params["transformer"], x, t, **told)
+        return output if output.shape == x.shape else first_half(output)
+
+    return System(
+        parameterization=scheduler.parameterization,
+        learned_variance=False,
+        prepare=prepare,
+        condition=condition,
+        apply=apply,
+        **codec._asdict(),
+        size=_size(config.sample_size, codec),
+    )
+
+
+def stable_diffusion_3(parts: Components) -> System:
+    """Stable Diffusion 3: two CLIP encoders and, where the folder has it, T5, side by side.
+
+        context = [clip 1 | clip 2 | 0] above [T5],    pooled = [clip 1 | clip 2]
+
+    `prepare(prompts, negative=None, *, height, width, emphasis=False, max_length=256)`, with the
+    number of T5's tokens.
+    Source: arXiv:2403.03206, section 4.
+    """
+    model, scheduler = parts.models["transformer"], parts.schedulers["scheduler"]
+    codec, config = kl_codec(parts), model.config
+    has_t5 = "text_encoder_3" in parts.models
+    first = clip_states(parts, "text_encoder", "tokenizer", states=penultimate)
+    second = clip_states(parts, "text_encoder_2", "tokenizer_2", states=penultimate)
+    third = t5_states(parts, "text_encoder_3", "tokenizer_3", masked=False) if has_t5 else None
+
+    def prepare(
+        prompts: Sequence[str],
+        negative: Sequence[str | None] | None = None,
+        *,
+        height: int,
+        width: int,
+        emphasis: bool = False,
+        max_length: int = 256,
+    ) -> list[Inputs]:
+        texts = texts_of(prompts, negative)
+        found = [
+            tokenized(parts, name, texts, emphasis=emphasis, length=length)
+            for name, length in (
+                ("tokenizer", 77),
+                ("tokenizer_2", 77),
+                ("tokenizer_3", max_length),
+            )
+            if name in parts.tokenizers
+        ]
+        return [
+            {key: v for each in parallel for key, v in each.items()} for parallel in zip(*found)
+        ]
+
+    def condition(params: Params, inputs: Inputs) -> dict[str, Any]:
+        states, pooled = zip(first(params, inputs), second(params, inputs))
+        context = jnp.concatenate(states, axis=-1)
+        width = config.context_dim
+        context = jnp.pad(context, ((0, 0), (0, 0), (0, width - context.shape[-1])))
+        if third is not None:
+            context = jnp.concatenate([context, third(params, inputs)[0]], axis=1)
+        return {"context": context, "pooled": jnp.concatenate(pooled, axis=-1)}
+
+    return System(
+        parameterization=scheduler.parameterization,
+        learned_variance=False,
+        prepare=prepare,
+        condition=condition,
+        apply=lambda params, x, t, **told: model.network.apply(params["transformer"], x, t, **told),
+        **codec._asdict(),
+        size=_size(config.sample_size, codec),
+        grid=clock_options(scheduler.config, codec),
+    )
+
+
+def flux(parts: Components) -> System:
+    """Flux: T5's states, CLIP's pooled state, and for distilled models the guidance scale.
+
+    `prepare(prompts, negative=None, *, height, width, embedded_guidance=3.5, emphasis=False,
+    max_length=512)`, with the number of T5's tokens. The scale that the network is told needs no
+    negative prompt; guidance by one works as everywhere.
+    """
+    model, scheduler = parts.models["transformer"], parts.schedulers["scheduler"]
+    codec, config = kl_codec(parts), model.config
+    clip = clip_states(parts, "text_encoder", "tokenizer")
+    t5 = t5_states(parts, "text_encoder_2", "tokenizer_2", masked=False)
+    shift = clock_options(scheduler.config, codec)
+
+    def prepare(
+        prompts: Sequence[str],
+        negative: Sequence[str | None] | None = None,
+        *,
+        height: int,
+        width: int,
+        embedded_guidance: float = 3.5,
+        emphasis: bool = False,
+        max_length: int = 512,
+    ) -> list[Inputs]:
+        texts = texts_of(prompts, negative)
+        short = tokenized(parts, "tokenizer", texts, length=77)
+        long = tokenized(parts, "tokenizer_2", texts, length=max_length, emphasis=emphasis)
+        told = {"guidance": np.full(len(prompts), embedded_guidance, np.float32)}
+        extra = told if config.guidance else {}
+        return [{**a, **b, **extra} for a, b in zip(short, long)]
+
+    def condition(params: Params, inputs: Inputs) -> dict[str, Any]:
+        told = {"guidance": inputs["guidance"]} if config.guidance else {}
+        return {"context": t5(params, inputs)[0], "pooled": clip(params, inputs)[1], **told}
+
+    def apply(params: Params, x: Array, t: Array, *, context: Array, **told: Array) -> Array:
+        height, width = x.shape[1:3]
+        ids = {
+            "image_ids": grid_ids(height // 2, width // 2),
+            "text_ids": jnp.zeros((context.shape[1], 3)),
+        }
+        tokens = model.network.apply(
+            params["transformer"], pack(x), t / 1000.0, context=context, **ids, **told
+        )
+        return unpack(tokens, height, width)
+
+    def grid(height: int, width: int, num_steps: int) -> dict[str, Any]:
+        sigmas = np.linspace(1.0, 1.0 / num_steps, num_steps)
+        return {"sigmas": sigmas, **shift(height, width, num_steps)}
+
+    return System(
+        parameterization=scheduler.parameterization,
+        learned_variance=False,
+        prepare=prepare,
+        condition=condition,
+        apply=apply,
+        **codec._asdict(),
+        size=_size(128, codec),
+        grid=grid,
+    )
+
+
+def _size(side: int, codec: Codec) -> tuple[int, int]:
+    """The size of the images that have latents of side x side."""
+    factor = 1024 // codec.latent_shape(1024, 1024)[0]
+    return side * factor, side * factor
