@@ -34,6 +34,7 @@ from diffjax.core.likelihood import (
     exact_trace,
     hutchinson_trace,
     log_likelihood,
+    logit_normal_places,
 )
 from diffjax.core.losses import diffusion_loss, hybrid_loss
 from diffjax.core.parameterizations import (
@@ -104,6 +105,7 @@ from diffjax.transforms import (
     class_log_prob,
     classifier_free,
     classifier_guidance,
+    classifier_loss,
     clip_denoised,
     composed,
     ddnm,
@@ -189,6 +191,7 @@ __all__ = [
     "class_log_prob",
     "classifier_free",
     "classifier_guidance",
+    "classifier_loss",
     "clip_denoised",
     "composed",
     "continuous_bound",
@@ -246,6 +249,7 @@ __all__ = [
     "linspace",
     "lms",
     "log_likelihood",
+    "logit_normal_places",
     "logsnr",
     "losses",
     "make_denoiser",

@@ -312,7 +312,7 @@ def read_job(args: Common) -> Job:
     if args.num_images < 1 or args.num_steps < 1:
         raise ValueError("--num-images and --num-steps must be at least 1.")
     run = load_run(args.workdir, make_mesh())
-    schedule = make_schedule(run.config.diffusion)
+    schedule = make_schedule(run.config.diffusion, run.params)
     times = make_times(SampleOptions(num_steps=args.num_steps), schedule)
     row = make_parameterization(run.config.diffusion)
     dj.parameterizations.check_level(row, schedule(jnp.asarray(times)))

@@ -97,7 +97,7 @@ def clean_at_the_end(schedule: Schedule) -> Schedule:
 
 def make_pairs(args: Args, run: Run, options: SampleOptions):
     """Noises, where many steps lead from them, and their labels: two sets, to tune and to test."""
-    schedule = make_schedule(run.config.diffusion)
+    schedule = make_schedule(run.config.diffusion, run.params)
     levels = make_levels(replace(options, num_steps=args.reference_steps), schedule)
     solver = make_solver(options, schedule, run.config.diffusion.learn_variance)
     denoiser = sampling_denoiser(run.config, run.network, options)
@@ -129,7 +129,7 @@ def main() -> None:
     scale = run.config.sampling.guidance_scale
     scale = scale if args.guidance_scale is None else args.guidance_scale
     options = SampleOptions(args.solver, guidance_scale=scale, clip=run.config.sampling.clip)
-    schedule = make_schedule(run.config.diffusion)
+    schedule = make_schedule(run.config.diffusion, run.params)
     denoiser = sampling_denoiser(run.config, run.network, options)
     solver = make_solver(options, schedule, run.config.diffusion.learn_variance)
 

@@ -17,6 +17,7 @@ from diffjax.core.likelihood import (
     exact_trace,
     hutchinson_trace,
     log_likelihood,
+    logit_normal_places,
     noisiest_level,
     uniform_each,
 )
@@ -171,6 +172,41 @@ def test_uniform_dequantisation_bounds_the_probability_of_a_bin_from_below():
     known = -np.log2(np.diff(stats.norm.cdf(edges / spread), axis=1)[:, 0])
     assert np.all(bits >= known)
     np.testing.assert_allclose(bits, known, atol=0.1)
+
+
+MEANS, STDS = jnp.array([-1.0, 0.0, 2.0]), jnp.array([0.5, 1.2, 0.9])
+
+
+def test_variational_places_have_the_density_that_they_tell():
+    noise = jax.random.normal(KEY, (40_000, 3))
+    u, nats = logit_normal_places(noise, MEANS, jnp.log(STDS))
+    np.testing.assert_allclose(
+        nats[:99],
+        sum(
+            stats.norm.logpdf(np.log(place / (1 - place)), mean, std) - np.log(place * (1 - place))
+            for place, mean, std in zip(np.asarray(u[:99], np.float64).T, MEANS, STDS)
+        ),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+    # the integral of a function over [0, 1]^3, by draws from q
+    terms = np.asarray(jnp.prod(6.0 * u * (1.0 - u), axis=1) * jnp.exp(-nats), np.float64)
+    assert abs(terms.mean() - 1.0) < 4 * terms.std() / 200
+
+
+def test_variational_dequantisation_is_exact_where_its_family_holds_the_truth():
+    """Density of a bin: its probability times a logit-normal density over the bin."""
+    log_probability, width = -1.3, 2.0 / 16
+    x0 = jnp.full((50, 3), 0.25)
+    u, nats = logit_normal_places(jax.random.normal(KEY, x0.shape), MEANS, jnp.log(STDS))
+    x = np.asarray(dequantize(x0, u, num_bins=17), np.float64)
+    # the same places, seen from the data alone
+    place = np.clip((x - 0.25) / width + 0.5, 1e-6, 1 - 1e-6)
+    within = stats.norm.logpdf(np.log(place / (1 - place)), MEANS, STDS)
+    within -= np.log(place * (1 - place)) + np.log(width)
+    density = log_probability + within.sum(1)
+    bits = bits_per_dim(density - nats, 3, num_bins=17)
+    np.testing.assert_allclose(bits, -log_probability / (3 * np.log(2)), rtol=1e-3)
 
 
 @pytest.mark.parametrize("arguments", [{"num_probes": 0}, {"probes": "sobol"}])
