@@ -15,9 +15,9 @@ bins of width 2 / (n - 1) around them) by dequantisation: with u in [0, 1)^D dra
     log P(x) >= E[log p(x + (u - 1/2) 2 / (n - 1)) - log q(u | x)] + D log(2 / (n - 1)),
 
 where uniform dequantisation has q = 1. In bits per dimension the last term is +6.994 for n = 256
-and +3 for n = 17. Variational dequantisation fits q, so that the bound is closer: `logit_normal_places`
-is a family whose parameters may be anything that is computed from x, a table of grey levels or the
-output of a network.
+and +3 for n = 17. Variational dequantisation fits q, so that the bound is closer; the family of
+`logit_normal_places` has parameters that may be anything computed from x, a table of grey levels or
+the output of a network.
 
 Sources: Score SDE, arXiv:2011.13456, Section 4.3 and Appendix D.2; FFJORD, arXiv:1810.01367,
 Section 3.1; Flow++, arXiv:1902.00275, Section 3.1.
