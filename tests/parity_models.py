@@ -51,6 +51,22 @@ def _unet_condition(case: Case) -> dict[str, np.ndarray]:
     return {"sample": first(apply(model.params, x, t, **given))}
 
 
+def _controlnet(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    x, t = last(case.inputs["sample"]), case.inputs["timestep"]
+    given = _given(case, model.config.encoder)
+    given["condition"] = last(case.inputs["controlnet_cond"])
+    apply = jax.jit(model.network.apply, static_argnames="guess")
+    kept, middle = apply(model.params, x, t, **given)
+    guessed, guessed_middle = apply(model.params, x, t, **given, guess=True)
+    return {
+        **{f"down_{i}": first(each) for i, each in enumerate(kept)},
+        "mid": first(middle),
+        **{f"guess_down_{i}": first(each) for i, each in enumerate(guessed)},
+        "guess_mid": first(guessed_middle),
+    }
+
+
 def _given(case: Case, config: UNetConfig) -> dict[str, Any]:
     """The arguments of a UNet besides the noisy input and the clock, by our names."""
     names = {
@@ -225,6 +241,7 @@ NETWORKS = {
     "CLIPTextModelWithProjection": _clip_text,
     "CLIPVisionModel": _clip_vision,
     "CLIPVisionModelWithProjection": _clip_vision,
+    "ControlNetModel": _controlnet,
     "ClapTextModelWithProjection": _clap_text,
     "DiTTransformer2DModel": _dit,
     "T5EncoderModel": _t5,

@@ -10,6 +10,13 @@ from typing import Any, NamedTuple
 
 from diffjax.pretrained.weights import UnsupportedError
 
+# the two layers of diffusers' feed-forward networks, with a dropout between them -> ours
+FEED_FORWARD = {
+    f"{ff}.{theirs}": f"{ff}.{ours}"
+    for ff in ("ff", "ff_context")
+    for theirs, ours in (("net.0.proj", "linear_1"), ("net.2", "linear_2"))
+}
+
 
 class Key(NamedTuple):
     """One key of config.json.
@@ -107,7 +114,7 @@ def write_settings(architecture: Architecture, config: Any) -> dict[str, Any]:
     for name, key in architecture.keys.items():
         fixed = key.default if key.only is None or key.default in key.only else key.only[0]
         settings[name] = fixed if key.field is None else key.write(getattr(config, key.field))
-    return settings | architecture.write(config)
+    return {**settings, **architecture.write(config)}
 
 
 def describes(architecture: Architecture, config: Any) -> bool:

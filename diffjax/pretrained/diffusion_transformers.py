@@ -7,10 +7,7 @@ from diffjax.networks.flux import FluxConfig, flux
 from diffjax.networks.mmdit import MMDiTConfig, mmdit
 from diffjax.networks.pixart import PixArtConfig, pixart
 from diffjax.networks.prior import PriorConfig, prior
-from diffjax.pretrained.architecture import Architecture, Key
-
-# the two layers of diffusers' feed-forward networks, with a dropout between them
-_FEED_FORWARD = {"net.0.proj": "linear_1", "net.2": "linear_2"}
+from diffjax.pretrained.architecture import FEED_FORWARD, Architecture, Key
 
 # activation_fn of diffusers' feed-forward networks; geglu-approximate has no gate
 _FEED_FORWARD_ACT = ("gelu", "gelu-approximate", "geglu", "swiglu")
@@ -49,7 +46,7 @@ _DIT = Architecture(
     build=dit,
     keys=_ADA_NORM_ZERO,
     names={
-        **_FEED_FORWARD,
+        **FEED_FORWARD,
         "norm1.emb": "emb",
         "class_embedder.embedding_table": "class_embedder",
     },
@@ -103,7 +100,7 @@ _PIXART = Architecture(
         "caption_channels": Key(None, "caption_channels"),
         "attention_type": Key("default", only=("default",)),
     },
-    names={**_FEED_FORWARD, "adaln_single.emb": "emb"},
+    names={**FEED_FORWARD, "adaln_single.emb": "emb"},
 )
 
 _OLD_PIXART = _PIXART._replace(
@@ -122,7 +119,7 @@ _OLD_PIXART = _PIXART._replace(
 
 # diffusers has one attention with a second set of projections for the text; here there are two
 _JOINT_BLOCK = {
-    **_FEED_FORWARD,
+    **FEED_FORWARD,
     "attn.add_q_proj": "attn_context.to_q",
     "attn.add_k_proj": "attn_context.to_k",
     "attn.add_v_proj": "attn_context.to_v",
@@ -194,7 +191,7 @@ _PRIOR = Architecture(
         "embedding_proj_dim": Key(None, "cond_dim"),
         "clip_embed_dim": Key(None, "out_dim"),
     },
-    names=_FEED_FORWARD,
+    names=FEED_FORWARD,
 )
 
 DIFFUSION_TRANSFORMERS = [_DIT, _OLD_DIT, _PIXART, _OLD_PIXART, _SD3, _FLUX, _PRIOR]

@@ -18,6 +18,7 @@ from diffjax.pretrained.architecture import (
     write_settings,
 )
 from diffjax.pretrained.autoencoders import AUTOENCODERS
+from diffjax.pretrained.controlnet import CONTROLNET
 from diffjax.pretrained.diffusion_transformers import DIFFUSION_TRANSFORMERS
 from diffjax.pretrained.folders import read_config, read_tensors, write_tensors
 from diffjax.pretrained.text_encoders import TEXT_ENCODERS
@@ -33,6 +34,7 @@ ARCHITECTURES = (
     *DIFFUSION_TRANSFORMERS,
     UNET_1D,
     UNET_CONDITION,
+    CONTROLNET,
 )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from diffjax.networks.unet import unet
 from diffjax.networks.unet_config import UNetConfig
 from diffjax.networks.unet_context import ContextConfig
-from diffjax.pretrained.architecture import Architecture, Key
+from diffjax.pretrained.architecture import FEED_FORWARD, Architecture, Key
 from diffjax.pretrained.unet2d import block_kinds, present_name
 from diffjax.pretrained.weights import UnsupportedError
 
@@ -96,8 +96,7 @@ ENCODER_KEYS: dict[str, Key] = {
 
 # whole parts of stored names -> ours
 NAMES = {
-    "ff.net.0.proj": "ff.linear_1",
-    "ff.net.2": "ff.linear_2",
+    **FEED_FORWARD,
     # the activations between the convolutions count
     **{f"input_hint_block.{2 * i}": f"input_hint_block.{i}" for i in range(1, 8)},
 }

@@ -1,0 +1,50 @@
+"""The folders of diffusers' ControlNetModel."""
+
+from diffjax.networks.controlnet import ControlNetConfig, controlnet
+from diffjax.networks.unet import unet
+from diffjax.networks.unet_config import UNetConfig
+from diffjax.pretrained.architecture import Architecture, Key, read_settings, write_settings
+from diffjax.pretrained.unet_condition import ENCODER_KEYS, NAMES, read_encoder, write_encoder
+
+_KEYS = {
+    **ENCODER_KEYS,
+    # diffusers makes the projection, and leaves it unused
+    "encoder_hid_dim": Key(None, only=(None,)),
+    "mid_block_type": Key(
+        "UNetMidBlock2DCrossAttn", only=("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
+    ),
+    "addition_embed_type": Key(None, only=(None, "text", "text_time")),
+    "class_embed_type": Key(None, only=(None, "timestep", "identity", "projection")),
+}
+
+# the part that is a UNet's
+_ENCODER = Architecture(
+    class_name="ControlNetModel",
+    make=UNetConfig,
+    build=unet,
+    keys=_KEYS,
+    read=read_encoder,
+    write=write_encoder,
+)
+
+CONTROLNET = Architecture(
+    class_name="ControlNetModel",
+    make=ControlNetConfig,
+    build=controlnet,
+    keys={
+        **{name: Key(key.default) for name, key in _KEYS.items()},
+        "conditioning_channels": Key(3, "condition_channels"),
+        "conditioning_embedding_out_channels": Key((16, 32, 96, 256), "condition_widths"),
+        "controlnet_conditioning_channel_order": Key(
+            "rgb",
+            "bgr",
+            only=("rgb", "bgr"),
+            read=lambda order: order == "bgr",
+            write=lambda bgr: "bgr" if bgr else "rgb",
+        ),
+        "global_pool_conditions": Key(False, "pooled"),
+    },
+    names=NAMES,
+    read=lambda saved: {"encoder": read_settings(_ENCODER, saved)},
+    write=lambda config: write_settings(_ENCODER, config.encoder),
+)
