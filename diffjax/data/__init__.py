@@ -8,12 +8,14 @@ for batch in data.batches(source, 128, seed=0):   # {"x0": [128, 8, 8, 1], "labe
 from diffjax.data.folder import image_folder
 from diffjax.data.pipeline import Batches, batches
 from diffjax.data.registry import load
+from diffjax.data.shapes import Shapes, shapes
 from diffjax.data.sources import Arrays, Source, arrays, in_memory, npz
 from diffjax.data.tfds_sets import digits, prepare, tfds_set
 
 __all__ = [
     "Arrays",
     "Batches",
+    "Shapes",
     "Source",
     "arrays",
     "batches",
@@ -23,5 +25,6 @@ __all__ = [
     "load",
     "npz",
     "prepare",
+    "shapes",
     "tfds_set",
 ]
