@@ -67,6 +67,12 @@ def _controlnet(case: Case) -> dict[str, np.ndarray]:
     }
 
 
+def _t2i_adapter(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    features = jax.jit(model.network.apply)(model.params, last(case.inputs["image"]))
+    return {f"feature_{i}": first(each) for i, each in enumerate(features)}
+
+
 def _given(case: Case, config: UNetConfig) -> dict[str, Any]:
     """The arguments of a UNet besides the noisy input and the clock, by our names."""
     names = {
@@ -249,6 +255,7 @@ NETWORKS = {
     "PixArtTransformer2DModel": _pixart,
     "PriorTransformer": _prior,
     "SD3Transformer2DModel": _mmdit,
+    "T2IAdapter": _t2i_adapter,
     "Transformer2DModel": lambda case: (
         _dit(case) if "class_labels" in case.inputs else _pixart(case)
     ),

@@ -48,12 +48,12 @@ class ControlNetConfig:
 
 
 def sd1_controlnet(**changes) -> ControlNetConfig:
-    """ControlNets of Stable Diffusion 1, 361,279,120 parameters (arXiv:2302.05543, section 3.2)."""
+    """ControlNets of Stable Diffusion 1, 361 million parameters (arXiv:2302.05543, section 3.2)."""
     return ControlNetConfig(**{"encoder": sd1_unet(), **changes})
 
 
 def sdxl_controlnet(**changes) -> ControlNetConfig:
-    """ControlNets of SDXL, 1,251,014,672 parameters."""
+    """ControlNets of SDXL, 1.25 billion parameters."""
     return ControlNetConfig(**{"encoder": sdxl_unet(), **changes})
 
 

@@ -122,7 +122,10 @@ def describes(architecture: Architecture, config: Any) -> bool:
     if type(config) is not architecture.make:
         return False
     options = {name: getattr(config, name) for name in ("dtype", "param_dtype")}
-    again = read_settings(architecture, write_settings(architecture, config), **options)
+    try:
+        again = read_settings(architecture, write_settings(architecture, config), **options)
+    except UnsupportedError:
+        return False
     return again == config
 
 

@@ -21,6 +21,7 @@ from diffjax.pretrained.autoencoders import AUTOENCODERS
 from diffjax.pretrained.controlnet import CONTROLNET
 from diffjax.pretrained.diffusion_transformers import DIFFUSION_TRANSFORMERS
 from diffjax.pretrained.folders import read_config, read_tensors, write_tensors
+from diffjax.pretrained.t2i_adapter import T2I_ADAPTER
 from diffjax.pretrained.text_encoders import TEXT_ENCODERS
 from diffjax.pretrained.unet1d import UNET_1D
 from diffjax.pretrained.unet_condition import UNET_CONDITION
@@ -35,6 +36,7 @@ ARCHITECTURES = (
     UNET_1D,
     UNET_CONDITION,
     CONTROLNET,
+    T2I_ADAPTER,
 )
 
 

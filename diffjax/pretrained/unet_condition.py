@@ -175,10 +175,10 @@ def write_encoder(config: UNetConfig) -> dict[str, Any]:
     }
 
 
-def named_blocks(known: Mapping[str, Any], attention: Any, resize: Any) -> list[str | None]:
-    """The block types of all levels; None for one that there is none for."""
+def named_blocks(known: Mapping[str, Any], attention: Any, resize: Any) -> list[str]:
+    """The block types of all levels; "None" for one that there is none for."""
     resizes = (resize,) * len(attention) if isinstance(resize, str) else resize
-    return [_name(known, pair) for pair in zip(attention, resizes)]
+    return [str(_name(known, pair)) for pair in zip(attention, resizes)]
 
 
 def _name(table: Mapping[Any, Any], value: Any) -> Any:
