@@ -8,7 +8,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast, get_args
 
 from choices import DENSITIES, PREDICTIONS, RATIOS, SCHEDULES, SPACINGS, listed
 from diffjax.core.losses import TIME_SAMPLERS, WEIGHTS
@@ -61,6 +61,32 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """The text encoder of a run with captions, trained on them before the network."""
+
+    features: int = 64
+    """of a token"""
+    num_layers: int = 2
+    """of the transformer, as of that of the image encoder beside which it is trained"""
+    num_heads: int = 4
+    """of each layer"""
+    max_tokens: int = 12
+    """of a caption or prompt, the marks of its start and end included"""
+    patch_size: int = 4
+    """of the image encoder"""
+    num_captions: int = 3000
+    """captions of which the tokenizer learns its words"""
+    batch_size: int = 128
+    """images and captions in a step"""
+    num_steps: int = 300
+    """training steps"""
+    learning_rate: float = 3e-3
+    """peak learning rate; it ends at 0"""
+    cond_drop_prob: float = 0.1
+    """probability of the empty caption when the network is trained, for guidance"""
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """The optax optimizer."""
 
@@ -101,6 +127,7 @@ class Config:
     """One training run."""
 
     data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig | None = None
     network: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -117,6 +144,14 @@ class Config:
     """shard parameters and optimizer over the devices instead of copying them"""
     seed: int = 0
     """of the initial parameters, the order of the data and all noise"""
+
+    def __post_init__(self):
+        context = self.network.context
+        if self.text is not None and (context is None or context.features != self.text.features):
+            raise ValueError(
+                f"text.features is {self.text.features}, but network.context is {context}: the "
+                "network must attend to tokens of as many features."
+            )
 
 
 @dataclass(frozen=True)
@@ -164,8 +199,15 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
         raise ValueError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}")
 
     def convert(name, value):
-        if dataclasses.is_dataclass(types[name]):
-            return from_dict(types[name], value)
-        return tuple(value) if isinstance(value, list) else value
+        # an optional part is annotated PART | None
+        options = [types[name], *get_args(types[name])]
+        parts = [option for option in options if dataclasses.is_dataclass(option)]
+        if parts and isinstance(value, dict):
+            return from_dict(cast(type, parts[0]), value)
+        return _as_tuples(value)
 
     return cls(**{name: convert(name, value) for name, value in values.items()})
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

@@ -13,7 +13,6 @@ import optax
 from jax import Array
 from jax.core import Tracer
 from jax.sharding import Mesh
-from jax.typing import ArrayLike
 
 import diffjax as dj
 from choices import (
@@ -28,6 +27,7 @@ from choices import (
 )
 from config import Config, DiffusionConfig, OptimizerConfig
 from diffjax import losses, schedules
+from diffjax.core.conditioning import Condition, told_nothing
 from diffjax.core.learned_schedule import LearnedLogsnr
 from diffjax.core.levels import ratio_of
 from diffjax.core.likelihood import cleanest_level, noisiest_level
@@ -248,18 +248,23 @@ def ratio_ends(spacing: str, schedule: Schedule) -> dict[str, float]:
 
 
 def sampling_denoiser(
-    config: Config, network: Functional, options: SampleOptions
-) -> Callable[[Any, Array | None], Any]:
-    """`denoiser(params, labels)`, guided and clipped as the options say.
+    config: Config, network: Functional, options: SampleOptions, text: Condition | None = None
+) -> Callable[..., Any]:
+    """`denoiser(params, labels, texts=None)`, guided and clipped as the options say.
 
     Call it inside the jitted function, so that params are not compiled in as constants.
+
+    Args:
+      config: of the run.
+      network: its network.
+      options: of sampling.
+      text: for runs with text, what guidance leads away from: the empty text or a negative prompt.
     """
     parameterization = make_parameterization(config.diffusion)
     learned = config.diffusion.learn_variance
-    null_label = config.network.num_classes or 0
+    nulls = [Condition({"labels": config.network.num_classes or 0})] if text is None else [text]
 
-    def plain(params, labels) -> Any:
-        conditioning = {} if labels is None else {"labels": labels}
+    def plain(params, conditioning) -> Any:
         if not learned:
             return dj.make_denoiser(network.apply, params, parameterization, **conditioning)
         denoise = dj.make_learned_variance_denoiser(
@@ -267,12 +272,14 @@ def sampling_denoiser(
         )
         return denoise if options.ancestral else lambda x, level: denoise(x, level).x0
 
-    def denoiser(params, labels) -> Any:
-        denoise = plain(params, labels)
+    def denoiser(params, labels, texts=None) -> Any:
+        conditioning = {**(texts or {}), **({} if labels is None else {"labels": labels})}
+        denoise = plain(params, conditioning)
         if options.guidance_scale != 1.0:
-            null = jnp.full_like(labels, null_label)
             denoise = dj.classifier_free(
-                denoise, plain(params, null), guidance_scale=options.guidance_scale
+                denoise,
+                plain(params, told_nothing(conditioning, nulls)),
+                guidance_scale=options.guidance_scale,
             )
         return dj.clip_denoised(denoise) if options.clip else denoise
 
@@ -285,19 +292,21 @@ def make_sampler(
     options: SampleOptions,
     mesh: Mesh,
     *,
+    text: Condition | None = None,
     on_step: Callable[[Array, Array], None] | None = None,
     keep_trajectory: bool = False,
-) -> Callable[[Any, Array, ArrayLike, ArrayLike | None], Any]:
-    """Compile `generate(params, key, positions, labels) -> images` for a mesh.
+) -> Callable[..., Any]:
+    """Compile `generate(params, key, positions, labels, texts=None) -> images` for a mesh.
 
-    Image i of a seed is a function of (params, key, i, its label) alone: positions and labels may
-    be cut into batches, and the batches split over devices, in any way.
+    Image i of a seed is a function of (params, key, i, its label and text) alone: positions, labels
+    and texts may be cut into batches, and the batches split over devices, in any way.
 
     Args:
       config: of the run.
       network: its network; a schedule that is learned is read from the params.
       options: solver, steps, guidance.
-      mesh: the devices; positions [b] and labels [b] are split over its axis `data`.
+      mesh: the devices; positions [b], labels [b] and texts are split over its axis `data`.
+      text: for runs with text, see `sampling_denoiser`; texts are then rows of `text.load_text`.
       on_step: see `diffjax.sample`.
       keep_trajectory: return a `Trajectory` instead of the images.
     """
@@ -311,16 +320,18 @@ def make_sampler(
     dj.parameterizations.check_level(make_parameterization(config.diffusion), fixed[1])
     learned = isinstance(schedule, LearnedLogsnr)
     walk = dj.trajectory if keep_trajectory else dj.sample
-    denoiser = sampling_denoiser(config, network, options)
+    denoiser = sampling_denoiser(config, network, options, text)
 
-    def generate(params, key, positions, labels):
-        positions, labels = jax.lax.with_sharding_constraint((positions, labels), split)
+    def generate(params, key, positions, labels, texts=None):
+        positions, labels, texts = jax.lax.with_sharding_constraint(
+            (positions, labels, texts), split
+        )
         noise_keys, keys = (
             dj.sample_keys(jax.random.fold_in(key, purpose), positions) for purpose in (0, 1)
         )
         solver, levels = plan(make_schedule(config.diffusion, params)) if learned else fixed
         x = dj.initial_noise(noise_keys, (positions.shape[0], *image_shape(config)), levels)
-        denoise = denoiser(params, labels)
+        denoise = denoiser(params, labels, texts)
         return walk(keys, x, denoise, solver, levels, on_step=on_step)
 
     whole, split = replicated(mesh), batch_sharding(mesh)

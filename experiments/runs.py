@@ -1,6 +1,7 @@
 """The run folder: what train.py leaves there and the other scripts read.
 
 config.json        the configuration
+tokenizer/, text_encoder/    of a run with captions, see text.py
 checkpoints/       a folder for each saved step
 metrics.jsonl      a line for every few steps, and events for TensorBoard beside it
 loss.png, samples_*.png, denoising.gif
@@ -15,7 +16,8 @@ import jax
 from jax.sharding import Mesh
 
 from choices import SCHEDULES, build
-from config import Config, load_config
+from config import Config, DataConfig, load_config
+from diffjax import data
 from diffjax.core.learned_schedule import LearnedLogsnr
 from diffjax.networks import Functional, UNetConfig, unet
 from diffjax.training import ema_names, find_checkpoint, load_item, replicated
@@ -96,6 +98,13 @@ def network_config(config: Config) -> UNetConfig:
     if config.diffusion.learn_variance:
         network = dataclasses.replace(network, out_channels=2 * network.in_channels)
     return network
+
+
+def open_source(options: DataConfig) -> data.Source:
+    """The images of a configuration."""
+    return data.load(
+        options.name, split=options.split, path=options.path, image_size=options.image_size
+    )
 
 
 def image_shape(config: Config) -> tuple[int, int, int]:

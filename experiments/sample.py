@@ -1,6 +1,7 @@
 """Sample images from a trained run.
 
     python experiments/sample.py --workdir runs/digits --num-samples 100 --output digits.png
+    python experiments/sample.py --workdir runs/shapes_text --prompt "two small red circles"
 
 A seed gives the same images, whatever the batch size and the number of devices.
 """
@@ -19,6 +20,7 @@ import diffjax as dj
 from choices import RATIOS, SPACINGS, listed
 from cli import parse_args, prepare_output, run_script
 from config import Config
+from diffjax.core.conditioning import Condition
 from diffjax.solvers import SOLVERS
 from diffjax.training import initialize_distributed, make_mesh
 from diffjax.training.manifest import whole_file
@@ -32,6 +34,7 @@ from model import (
 )
 from pictures import save_grid
 from runs import load_run
+from text import load_text, text_condition
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ class Args:
     """classifier-free guidance; 1 is off; by default as the run's configuration says"""
     labels: str = "all"
     """classes to sample, such as 0,1,2 (taken in turn), or all"""
+    prompt: str | None = None
+    """what the images show, for a run with captions"""
+    negative_prompt: str | None = None
+    """what guidance leads away from; by default the empty text"""
     seed: int = 0
     """image i of a seed is always the same"""
     output: Path | None = None
@@ -102,14 +109,36 @@ def parse_times(text: str | None) -> tuple[float, ...] | None:
         ) from None
 
 
+def read_prompts(
+    args: Args, config: Config
+) -> tuple[dict[str, np.ndarray] | None, Condition | None]:
+    """The prompt as the network reads it, and what guidance leads away from; None without text.
+
+    Raises:
+      ValueError: the run needs a prompt, or takes none; or the prompt is too long, or has a word
+        that was in no caption.
+    """
+    if config.text is None:
+        if args.prompt is not None or args.negative_prompt is not None:
+            raise ValueError("--prompt is given, but this run was trained without captions.")
+        return None, None
+    if args.prompt is None:
+        raise ValueError('This run draws what it is told: give --prompt, such as "a red circle".')
+    encode = load_text(args.workdir)
+    return encode([args.prompt]), text_condition(encode, text=args.negative_prompt or "")
+
+
 def sample_options(args: Args, config: Config) -> SampleOptions:
     """Fill what the command line leaves open from the run's configuration."""
     scale = config.sampling.guidance_scale if args.guidance_scale is None else args.guidance_scale
-    if scale != 1.0 and not config.network.cond_drop_prob:
+    condition = config.network if config.text is None else config.text
+    if scale != 1.0 and not condition.cond_drop_prob:
         raise ValueError(
             f"--guidance-scale is {scale:g}, but this run was trained without dropping its "
-            "labels (network.cond_drop_prob is 0), so it has no unconditional estimate."
+            "condition (cond_drop_prob is 0), so it has no unconditional estimate."
         )
+    if scale == 1.0 and args.negative_prompt is not None:
+        raise ValueError("--negative-prompt needs guidance: set --guidance-scale above 1.")
     if args.times is not None and args.num_steps is not None:
         raise ValueError("--times is a grid of its own; leave --num-steps away.")
     return sampling_defaults(
@@ -125,17 +154,24 @@ def sample_options(args: Args, config: Config) -> SampleOptions:
 
 
 def generate_all(
-    generate, params, seed: int, labels: np.ndarray | None, num_samples: int, batch_size: int
+    generate,
+    params,
+    seed: int,
+    labels: np.ndarray | None,
+    num_samples: int,
+    batch_size: int,
+    texts: dict[str, np.ndarray] | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield uint8 images batch by batch; the last batch is filled up and cut.
 
-    Image i has the label labels[i mod len(labels)].
+    Image i has the label labels[i mod len(labels)], and likewise the row of the texts.
     """
     key = jax.random.key(seed)
     for start in range(0, num_samples, batch_size):
         positions = np.arange(start, start + batch_size, dtype=np.int32)
         chosen = None if labels is None else labels[positions % len(labels)]
-        images = to_uint8(generate(params, key, positions, chosen))
+        rows = {name: array[positions % len(array)] for name, array in (texts or {}).items()}
+        images = to_uint8(generate(params, key, positions, chosen, rows or None))
         yield images[: num_samples - start]
 
 
@@ -167,6 +203,7 @@ def main() -> None:
     run = load_run(args.workdir, mesh, step=args.checkpoint, ema=args.ema)
     output = prepare_output(args.output or args.workdir / "samples.png", ".npz", ".png")
     options = sample_options(args, run.config)
+    texts, away = read_prompts(args, run.config)
     labels = parse_labels(args.labels, run.config.network.num_classes)
     # every batch is filled up to a multiple of the devices
     batch_size = -(-min(args.batch_size, args.num_samples) // devices) * devices
@@ -178,12 +215,13 @@ def main() -> None:
     with tqdm(
         total=steps * batches, desc="sampling", unit="step", delay=1.0, disable=not speaks
     ) as bar:
-        generate = make_sampler(run.config, run.network, options, mesh, on_step=dj.progress(bar))
-        images = np.concatenate(
-            list(
-                generate_all(generate, run.params, args.seed, labels, args.num_samples, batch_size)
-            )
+        generate = make_sampler(
+            run.config, run.network, options, mesh, text=away, on_step=dj.progress(bar)
         )
+        parts = generate_all(
+            generate, run.params, args.seed, labels, args.num_samples, batch_size, texts
+        )
+        images = np.concatenate(list(parts))
         jax.effects_barrier()
     if speaks:
         chosen = None if labels is None else labels[np.arange(args.num_samples) % len(labels)]

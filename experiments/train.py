@@ -27,6 +27,7 @@ from cli import parse_args, run_script
 from config import Config, RunConfig, load_config, save_config
 from configs import CONFIGS
 from diffjax import data
+from diffjax.core.conditioning import with_drops
 from diffjax.networks import Functional, count_parameters
 from diffjax.training import (
     Checkpointer,
@@ -47,7 +48,8 @@ from diffjax.training import (
 )
 from model import make_loss, make_optimizer, make_sampler, sampling_defaults, to_uint8
 from pictures import save_animation, save_grid, save_loss_curve
-from runs import CHECKPOINTS, CONFIG_FILE, image_shape, make_network
+from runs import CHECKPOINTS, CONFIG_FILE, image_shape, make_network, open_source
+from text import EncodeTexts, prepare_text, text_condition
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ def read_command_line(words: list[str]) -> tuple[Config, RunConfig, Path]:
     name = "digits" if not words or words[0].startswith("-") else words[0]
     flags = words[1:] if words[:1] == [name] else words
     default = Args(choose("configuration", name, CONFIGS), RunConfig())
-    args = parse_args(Args, args=flags, default=default, prog=f"train.py {name}")
+    # parts that a configuration lacks, such as its text encoder, are not asked for
+    whole = (tyro.conf.AvoidSubcommands,)
+    args = parse_args(Args, args=flags, default=default, prog=f"train.py {name}", config=whole)
     workdir = Path("runs") / name if args.run.workdir is None else Path(args.run.workdir)
     for field in ("num_steps", "batch_size", "accumulate"):
         if getattr(args.config, field) < 1:
@@ -106,12 +110,9 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def open_batches(config: Config, mesh: Mesh) -> data.Batches:
+def open_batches(config: Config, mesh: Mesh, encode: EncodeTexts | None) -> data.Batches:
     """The stream of training batches, checked against the network."""
-    options = config.data
-    source = data.load(
-        options.name, split=options.split, path=options.path, image_size=options.image_size
-    )
+    source = open_source(config.data)
     if source.shape != image_shape(config):
         raise ValueError(
             f"The images are {source.shape}, but the network is made for {image_shape(config)}: "
@@ -124,16 +125,21 @@ def open_batches(config: Config, mesh: Mesh) -> data.Batches:
         )
     check_batch_size(config.batch_size, mesh)
     return data.batches(
-        source, config.batch_size, seed=config.seed, flip=options.flip,
-        labels=classes is not None, sharding=batch_sharding(mesh),
+        source, config.batch_size, seed=config.seed, flip=config.data.flip,
+        labels=classes is not None, encode_captions=encode, sharding=batch_sharding(mesh),
     )  # fmt: skip
 
 
 def train(
-    config: Config, run: RunConfig, workdir: Path, network: Functional, mesh: Mesh
+    config: Config,
+    run: RunConfig,
+    workdir: Path,
+    network: Functional,
+    mesh: Mesh,
+    encode: EncodeTexts | None = None,
 ) -> TrainState:
     """Train from the newest checkpoint, if there is one, to the last step."""
-    batches = open_batches(config, mesh)
+    batches = open_batches(config, mesh, encode)
     init_key, key = jax.random.split(jax.random.key(config.seed))
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     params = network.init(init_key)
@@ -146,7 +152,7 @@ def train(
     # without out_shardings the compiler might lay the new state out differently and compile again
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
-    preview = make_previewer(config, network, mesh) if run.sample_every else None
+    preview = make_previewer(config, network, mesh, encode) if run.sample_every else None
 
     with (
         stop_on_signals("The same command goes on from here.") as stop,
@@ -199,10 +205,13 @@ def sampling_params(state: TrainState, config: Config) -> Any:
     return state.ema[names[0]] if names else state.params
 
 
-def make_previewer(config: Config, network: Functional, mesh: Mesh):
+def make_previewer(
+    config: Config, network: Functional, mesh: Mesh, encode: EncodeTexts | None = None
+):
     """Compile `preview(params, folder, suffix)`, which writes sample grids and an animation.
 
-    One row for each class (at most 10), by each of the solvers in config.sampling.previews.
+    One row for each class (at most 10) or for the first captions of the data, by each of the
+    solvers in config.sampling.previews.
     """
     classes = config.network.num_classes
     rows, columns = (8, 8) if classes is None else (min(classes, 10), 10)
@@ -210,6 +219,10 @@ def make_previewer(config: Config, network: Functional, mesh: Mesh):
     padded = -(-number // mesh.shape["data"]) * mesh.shape["data"]
     positions = np.arange(padded, dtype=np.int32)
     labels = None if classes is None else (positions // columns % classes).astype(np.int32)
+    texts = None
+    if encode is not None:
+        source = open_source(config.data)
+        texts = encode([source[int(i) // columns]["caption"] for i in positions])
     bars: list[tqdm] = []
 
     def count(_):
@@ -220,7 +233,8 @@ def make_previewer(config: Config, network: Functional, mesh: Mesh):
         jax.debug.callback(count, i)
 
     solvers = config.sampling.previews or (config.sampling.solver,)
-    build = partial(make_sampler, config, network, mesh=mesh, on_step=advance)
+    text = None if encode is None else text_condition(encode)
+    build = partial(make_sampler, config, network, mesh=mesh, text=text, on_step=advance)
     *others, animated = [sampling_defaults(config, solver=solver) for solver in solvers]
     samplers = [build(options=options) for options in others]
     trajectory = build(options=animated, keep_trajectory=True)
@@ -230,8 +244,9 @@ def make_previewer(config: Config, network: Functional, mesh: Mesh):
         key = jax.random.key(config.seed)
         with tqdm(desc="sampling", unit="step", disable=jax.process_index() != 0) as bar:
             bars.append(bar)
-            frames = list(to_uint8(trajectory(params, key, positions, labels).x)[:, :number])
-            grids = [to_uint8(draw(params, key, positions, labels))[:number] for draw in samplers]
+            frames = list(to_uint8(trajectory(params, key, positions, labels, texts).x)[:, :number])
+            draws = [draw(params, key, positions, labels, texts) for draw in samplers]
+            grids = [to_uint8(draw)[:number] for draw in draws]
             jax.effects_barrier()
             bars.clear()
         if jax.process_index() == 0:
@@ -247,14 +262,18 @@ def main() -> None:
     initialize_distributed()
     mesh = make_mesh()
     claim_workdir(workdir, config)
-    network = make_network(config)
-    state = train(config, run, workdir, network, mesh)
+    network, encode = make_network(config), None
+    if config.text is not None:
+        encode = prepare_text(config.text, open_source(config.data), workdir, config.seed)
+        empty = text_condition(encode, config.text.cond_drop_prob)
+        network = network._replace(apply=with_drops(network.apply, [empty]))
+    state = train(config, run, workdir, network, mesh, encode)
     if jax.process_index() == 0:
         lines = read_metrics(workdir)
         save_loss_curve(
             workdir / "loss.png", [line["step"] for line in lines], [line["loss"] for line in lines]
         )
-    make_previewer(config, network, mesh)(sampling_params(state, config), workdir)
+    make_previewer(config, network, mesh, encode)(sampling_params(state, config), workdir)
     if jax.process_index() == 0:
         print(f"python {Path(sys.argv[0]).with_name('sample.py')} --workdir {workdir}")
 

@@ -177,11 +177,11 @@ def _place(scene: Scene, sizes: np.ndarray, draw: Iterator[float]) -> np.ndarray
 def _apart(corners: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Whether a pixel lies between any two shapes, for each layout: [layouts]."""
     ends = corners + sizes[:, None]
-    beside = [
-        (ends[:, i] < corners[:, j]) | (ends[:, j] < corners[:, i])
-        for i, j in itertools.combinations(range(len(sizes)), 2)
-    ]
-    return np.all([pair.any(axis=1) for pair in beside], axis=0) if beside else np.True_
+    apart = np.ones(len(corners), bool)
+    for i, j in itertools.combinations(range(len(sizes)), 2):
+        beside = (ends[:, i] < corners[:, j]) | (ends[:, j] < corners[:, i])
+        apart &= beside.any(axis=1)
+    return apart
 
 
 def _as_said(scene: Scene, centres: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ meant to show.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from scipy import ndimage
@@ -65,7 +65,8 @@ def find_objects(
     own = np.take_along_axis(cover, nearest[..., None], axis=-1)[..., 0]
     found = []
     for number, name in enumerate(names):
-        labels, count = ndimage.label((nearest == number) & (own > 0.5), np.ones((3, 3)))
+        mine = (nearest == number) & (own > 0.5)
+        labels, count = cast(tuple, ndimage.label(mine, np.ones((3, 3))))
         for label in range(1, count + 1):
             # the rim, less than half covered, belongs to it as well
             part = ndimage.binary_dilation(labels == label, np.ones((3, 3)))

@@ -13,6 +13,7 @@ from configs.digits_flow import digits_flow
 from configs.digits_ncsn import digits_ncsn
 from configs.digits_vp import digits_vp
 from configs.folder import folder
+from configs.shapes_text import shapes_text
 
 CONFIGS = {
     "digits": digits,
@@ -30,4 +31,5 @@ CONFIGS = {
     "cifar10_vdm": cifar10_vdm,
     "celeba64": celeba64,
     "folder": folder,
+    "shapes_text": shapes_text,
 }

@@ -10,6 +10,7 @@ import pytest
 
 from config import from_dict, load_config, save_config
 from configs import CONFIGS
+from diffjax.core.conditioning import Condition
 from diffjax.networks import Functional
 from diffjax.training import init_train_state, make_mesh, make_train_step
 from model import (
@@ -43,6 +44,10 @@ def batch_of(config, size=2):
     batch = {"x0": rng.uniform(-1, 1, (size, *image_shape(config))).astype(np.float32)}
     if config.network.num_classes is not None:
         batch["labels"] = np.arange(size, dtype=np.int32)
+    if config.text is not None:
+        shape = (size, config.text.max_tokens)
+        batch["context"] = rng.normal(size=(*shape, config.text.features)).astype(np.float32)
+        batch["context_mask"] = np.ones(shape, np.float32)
     return batch
 
 
@@ -57,8 +62,12 @@ def test_the_loss_and_the_sampler_of_a_configuration_can_be_traced(name):
     chex.assert_shape(losses, (2,))
     assert losses.dtype == jnp.float32
     options = sampling_defaults(config)
-    generate = make_sampler(config, network, options, make_mesh())
-    images = jax.eval_shape(generate, params, jax.random.key(0), jnp.arange(2), batch.get("labels"))
+    texts = {name: batch[name] for name in ("context", "context_mask") if name in batch}
+    text = Condition(dict.fromkeys(texts, 0.0)) if texts else None
+    generate = make_sampler(config, network, options, make_mesh(), text=text)
+    images = jax.eval_shape(
+        generate, params, jax.random.key(0), jnp.arange(2), batch.get("labels"), texts or None
+    )
     chex.assert_equal_shape([images, batch["x0"]])
 
 
