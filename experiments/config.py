@@ -126,6 +126,8 @@ class SamplingConfig:
 class Config:
     """One training run."""
 
+    task: Literal["denoise", "classify"] = "denoise"
+    """classify trains the network's way down to tell the class of noisy images"""
     data: DataConfig = field(default_factory=DataConfig)
     text: TextConfig | None = None
     network: UNetConfig = field(default_factory=UNetConfig)

@@ -63,6 +63,9 @@ def make_loss(config: Config, apply: Callable[..., Array]) -> losses.Loss:
     """The training loss of a configuration, of the params of `runs.make_network`."""
     diffusion = config.diffusion
     schedule = make_schedule(diffusion)
+    times = choose("times", diffusion.times, losses.TIME_SAMPLERS)
+    if config.task == "classify":
+        return dj.classifier_loss(apply, schedule, times=times)
     if isinstance(schedule, LearnedLogsnr):
         return learned_loss(config, apply, schedule)
     if diffusion.density is not None:
@@ -73,7 +76,7 @@ def make_loss(config: Config, apply: Callable[..., Array]) -> losses.Loss:
         schedule,
         make_parameterization(diffusion),
         weight=build("weight", diffusion.weight, losses.WEIGHTS, schedule=schedule),
-        times=choose("times", diffusion.times, losses.TIME_SAMPLERS),
+        times=times,
     )
 
 

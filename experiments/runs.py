@@ -19,7 +19,7 @@ from choices import SCHEDULES, build
 from config import Config, DataConfig, load_config
 from diffjax import data
 from diffjax.core.learned_schedule import LearnedLogsnr
-from diffjax.networks import Functional, UNetConfig, unet
+from diffjax.networks import Functional, UNetConfig, classifier, unet
 from diffjax.training import ema_names, find_checkpoint, load_item, replicated
 
 CONFIG_FILE = "config.json"
@@ -43,7 +43,14 @@ class Run:
     step: int
 
 
-def load_run(workdir: Path, mesh: Mesh, *, step: int | None = None, ema: str | None = None) -> Run:
+def load_run(
+    workdir: Path,
+    mesh: Mesh,
+    *,
+    step: int | None = None,
+    ema: str | None = None,
+    task: str = "denoise",
+) -> Run:
     """Load an average of the weights of a run, and nothing else of its checkpoint.
 
     Args:
@@ -51,13 +58,16 @@ def load_run(workdir: Path, mesh: Mesh, *, step: int | None = None, ema: str | N
       mesh: the devices that get a copy of the weights.
       step: of the checkpoint; None for the newest that is undamaged.
       ema: name of the average, such as "0.9999"; None for the first of the configuration.
+      task: what the network must have been trained for.
 
     Raises:
       FileNotFoundError: the folder holds no run.
       CheckpointError: it holds no (undamaged) checkpoint.
-      ValueError: the run keeps no such average.
+      ValueError: the run keeps no such average, or was trained for another task.
     """
     config = load_config(workdir / CONFIG_FILE)
+    if config.task != task:
+        raise ValueError(f"{workdir} holds a run that learned to {config.task}, not to {task}.")
     network = make_network(config)
     path = find_checkpoint(workdir / CHECKPOINTS, items=("ema",), step=step)
     names = list(ema_names(config.ema_decay))
@@ -77,6 +87,8 @@ def make_network(config: Config) -> Functional:
 
     Such params are {"network": ..., "schedule": ...}, of which `apply` reads the first.
     """
+    if config.task == "classify":
+        return classifier(config.network)
     network = unet(network_config(config))
     diffusion = config.diffusion
     schedule = build("schedule", diffusion.schedule, SCHEDULES, num_steps=diffusion.num_train_steps)

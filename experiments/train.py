@@ -152,7 +152,8 @@ def train(
     # without out_shardings the compiler might lay the new state out differently and compile again
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
-    preview = make_previewer(config, network, mesh, encode) if run.sample_every else None
+    previews = run.sample_every and config.task == "denoise"
+    preview = make_previewer(config, network, mesh, encode) if previews else None
 
     with (
         stop_on_signals("The same command goes on from here.") as stop,
@@ -273,6 +274,8 @@ def main() -> None:
         save_loss_curve(
             workdir / "loss.png", [line["step"] for line in lines], [line["loss"] for line in lines]
         )
+    if config.task == "classify":
+        return
     make_previewer(config, network, mesh, encode)(sampling_params(state, config), workdir)
     if jax.process_index() == 0:
         print(f"python {Path(sys.argv[0]).with_name('sample.py')} --workdir {workdir}")

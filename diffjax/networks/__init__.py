@@ -3,6 +3,7 @@
 They know nothing of diffusion. This room is the only one that imports Flax.
 """
 
+from diffjax.networks.classifier import classifier
 from diffjax.networks.functional import Functional, count_parameters, functional
 from diffjax.networks.unet import UNet, unet
 from diffjax.networks.unet_config import UNetConfig
@@ -19,6 +20,7 @@ __all__ = [
     "Functional",
     "UNet",
     "UNetConfig",
+    "classifier",
     "count_parameters",
     "ddpm_celeba64",
     "ddpm_cifar10",

@@ -2,7 +2,11 @@
 
 from diffjax.transforms import operators
 from diffjax.transforms.blur import blur_guidance
-from diffjax.transforms.classifier import class_log_prob, classifier_guidance
+from diffjax.transforms.classifier import (
+    class_log_prob,
+    classifier_guidance,
+    classifier_loss,
+)
 from diffjax.transforms.ddrm import ddnm_plus, ddrm
 from diffjax.transforms.dps import dps
 from diffjax.transforms.editing import (
@@ -51,6 +55,7 @@ __all__ = [
     "class_log_prob",
     "classifier_free",
     "classifier_guidance",
+    "classifier_loss",
     "clip_denoised",
     "composed",
     "ddnm",

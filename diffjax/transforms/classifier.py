@@ -2,7 +2,7 @@
 
 By Bayes' rule the score of p(x | y) is that of p(x) plus grad log p(y | x), and an estimate of x0
 is a score: x0 = (x + sigma^2 score) / alpha. The classifier is one of noisy data: it is trained on
-x at every level and told the clock, as the denoiser is.
+x at every level and told the clock, as the denoiser is (`classifier_loss`).
 """
 
 from collections.abc import Callable
@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffjax.core.levels import NoiseLevel, expand
+from diffjax.core.losses import Loss, TimeSampler, as_batch_keys, noise_batch, uniform
 from diffjax.core.parameterizations import Denoiser, map_x0
+from diffjax.core.schedules import Schedule
 from diffjax.transforms.guidance import Scale, scale_at
 
 # (x, level) -> [B] log p(y | x) of noisy data, up to a constant
@@ -69,6 +71,42 @@ def class_log_prob(apply: Callable[..., Array], params: Any, labels: Array) -> L
         return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
 
     return log_prob
+
+
+def classifier_loss(
+    apply: Callable[..., Array], schedule: Schedule, *, times: TimeSampler = uniform
+) -> Loss:
+    """The cross-entropy of a classifier of noisy data, for each sample of a batch.
+
+        -log p(y | x_t),    t drawn at random
+
+    Source: arXiv:2105.05233, Section 4.
+
+    Args:
+      apply: `apply(params, x, t, keys=[b] keys)` -> logits [b, classes].
+      schedule: the forward process of the denoiser that it is to guide.
+      times: the distribution of times.
+
+    Returns:
+      `loss(params, batch, keys) -> (losses [b], metrics)`: `batch` holds "x0" [b, ...] and
+      "labels" [b]; the metrics are the accuracy, 0 or 1 for each sample.
+
+    >>> from diffjax.core.schedules import cosine
+    >>> loss = classifier_loss(lambda params, x, t, keys: params * x, cosine())
+    >>> batch = {"x0": jnp.zeros((4, 10)), "labels": jnp.zeros(4, int)}
+    >>> loss(0.0, batch, jax.random.key(0))[0].round(4)
+    Array([2.3026, 2.3026, 2.3026, 2.3026], dtype=float32)
+    """
+
+    def loss(params: Any, batch, keys) -> tuple[Array, dict[str, Array]]:
+        x0, labels = batch["x0"], batch["labels"]
+        noised = noise_batch(x0, schedule, as_batch_keys(keys, x0), times)
+        logits = apply(params, noised.x, noised.level.t, keys=noised.keys)
+        log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
+        right = jnp.argmax(logits, axis=1) == labels
+        return -log_probs[:, 0], {"accuracy": right.astype(jnp.float32)}
+
+    return loss
 
 
 def score_gain(level: NoiseLevel) -> Array:

@@ -8,6 +8,7 @@ from configs.cifar10_flow import cifar10_flow
 from configs.cifar10_ncsnpp import cifar10_ncsnpp, cifar10_ncsnpp_deep
 from configs.cifar10_vdm import cifar10_vdm
 from configs.digits import digits
+from configs.digits_classifier import digits_classifier
 from configs.digits_edm import digits_edm
 from configs.digits_flow import digits_flow
 from configs.digits_ncsn import digits_ncsn
@@ -17,6 +18,7 @@ from configs.shapes_text import shapes_text
 
 CONFIGS = {
     "digits": digits,
+    "digits_classifier": digits_classifier,
     "digits_vp": digits_vp,
     "digits_ncsn": digits_ncsn,
     "digits_edm": digits_edm,

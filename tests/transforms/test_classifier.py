@@ -7,7 +7,7 @@ import pytest
 
 from diffjax.core import exact
 from diffjax.core.levels import NoiseLevel
-from diffjax.transforms import class_log_prob, classifier_guidance
+from diffjax.transforms import class_log_prob, classifier_guidance, classifier_loss
 
 MEANS, VARIANCES, WEIGHTS = [[1.0, 0.2], [-0.6, 0.4], [0.1, -1.0]], [0.2, 0.5, 0.1], [0.5, 0.3, 0.2]
 CLASSES = exact.mixture(WEIGHTS, MEANS, VARIANCES)
@@ -63,3 +63,30 @@ def test_log_probabilities_of_a_wrong_shape_are_refused():
     guide = classifier_guidance(lambda x, level: x, lambda x, level: x, guidance_scale=1.0)
     with pytest.raises(ValueError, match=r"log_prob returned the shape \(5, 2\)"):
         guide(X, LEVELS)
+
+
+def test_the_exact_classifier_is_where_its_loss_has_no_slope():
+    count = 4000
+    keys = jax.random.split(jax.random.key(1), 3)
+    labels = jax.random.choice(keys[0], 3, (count,), p=jnp.array(WEIGHTS))
+    noise = jax.random.normal(keys[1], (count, 2))
+    x0 = jnp.array(MEANS)[labels] + jnp.sqrt(jnp.array(VARIANCES))[labels, None] * noise
+    # levels 0 to 2, whose clocks are their positions
+    table = lambda t: NoiseLevel(t, *(leaf[jnp.round(2 * t).astype(int)] for leaf in LEVELS[1:]))
+
+    def apply(shift, x, t, *, keys):
+        return classifier(shift, x, jnp.round(2 * t))
+
+    @jax.jit
+    def evaluate(shift):
+        loss = classifier_loss(apply, table)
+        of = lambda shift: loss(shift, {"x0": x0, "labels": labels}, keys[2])
+        losses, metrics = of(shift)
+        return losses, metrics["accuracy"], jax.jacfwd(lambda shift: of(shift)[0])(shift)
+
+    losses, right, slopes = evaluate(jnp.zeros(3))
+    np.testing.assert_array_less(
+        np.abs(slopes.mean(0)), 4 * np.asarray(slopes).std(0) / np.sqrt(count)
+    )
+    # whoever has the probability 1/2 is right
+    assert np.all(right[losses < np.log(2)] == 1)
