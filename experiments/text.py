@@ -92,7 +92,9 @@ def train_encoder(
     text, vision = clip_text(of_text), clip_vision(of_image)
     text_key, image_key, key = jax.random.split(jax.random.key(seed), 3)
     params = contrastive_params(vision.init(image_key), text.init(text_key))
-    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, 50, config.num_steps)
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.num_steps // 6, config.num_steps
+    )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99))
     pooled = lambda apply: lambda params, given: apply(params, given).pooled
     loss = contrastive_loss(pooled(vision.apply), pooled(text.apply))
