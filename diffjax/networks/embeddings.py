@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
+from diffjax.core.conditioning import dropped
 from diffjax.networks.initialization import parameter, standard_normal
 
 
@@ -61,5 +61,4 @@ def drop_labels(labels: Array, keys: Array, *, null: int | None, prob: float) ->
 
     Source: Classifier-Free Diffusion Guidance, arXiv:2207.12598, Algorithm 1.
     """
-    drop = jax.vmap(lambda key: jax.random.bernoulli(key, prob))(keys)
-    return labels if null is None else jnp.where(drop, null, labels)
+    return labels if null is None else jnp.where(dropped(keys, prob), null, labels)
