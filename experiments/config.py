@@ -15,6 +15,7 @@ from diffjax.core.losses import TIME_SAMPLERS, WEIGHTS
 from diffjax.networks import UNetConfig
 from diffjax.solvers import SOLVERS
 from diffjax.training.manifest import write_atomically
+from guidances import GUIDANCES
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,11 @@ class SamplingConfig:
     spacing: Annotated[str, listed("levels that are visited", {**SPACINGS, **RATIOS})] = "trailing"
     previews: tuple[str, ...] = ("ddpm", "ddim")
     """solvers whose samples train.py leaves as pictures; the last one's steps are animated"""
+    guidance: Annotated[str, listed("guidance", GUIDANCES)] = "classifier_free"
     guidance_scale: float = 1.0
-    """classifier-free guidance; 1 is off"""
+    """of the guidance; 1 is off (but for cfg_plus_plus, whose scale is from 0 to 1)"""
+    guidance_interval: tuple[float, float] | None = None
+    """where to guide, low < sigma / alpha <= high; None for everywhere"""
     clip: bool = True
     """clip the estimate of the clean image to [-1, 1] in each step"""
 

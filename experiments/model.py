@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,11 +32,16 @@ from diffjax.core.conditioning import Condition, told_nothing
 from diffjax.core.learned_schedule import LearnedLogsnr
 from diffjax.core.levels import ratio_of
 from diffjax.core.likelihood import cleanest_level, noisiest_level
+from diffjax.core.parameterizations import map_x0
 from diffjax.core.schedules import Schedule, num_train_steps
 from diffjax.networks.functional import Functional
 from diffjax.solvers import SOLVERS
 from diffjax.training import batch_sharding, replicated
-from runs import image_shape
+from diffjax.transforms.estimates import Estimates
+from guidances import GUIDANCES, Guidance, Guides
+from runs import image_shape, make_network
+
+NO_GUIDES = Guides()
 
 
 def make_schedule(config: DiffusionConfig, params: Any = None) -> Schedule:
@@ -145,7 +151,10 @@ class SampleOptions:
       solver: a name of `diffjax.solvers.SOLVERS`, with arguments if need be: "ddim(eta=1.0)".
       num_steps: steps; None for the whole chain with ddpm, 50 otherwise.
       eta: share of noise, for solvers that have one; None for their default.
+      guidance: a name of `guidances.GUIDANCES`, with arguments if need be.
       guidance_scale: 1 is off.
+      guidance_interval: where to guide, low < sigma / alpha <= high; None for everywhere.
+      classifier_scale: of the guidance by a classifier, if there is one.
       clip: clip the estimates of x0 to [-1, 1].
       spacing: of the levels, a name of `diffjax.grids.SPACINGS` or of `choices.RATIOS`.
       times: the time grid itself, noise first, in the place of num_steps and spacing.
@@ -154,7 +163,10 @@ class SampleOptions:
     solver: str = "ddim"
     num_steps: int | None = None
     eta: float | None = None
+    guidance: str = "classifier_free"
     guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
+    classifier_scale: float = 1.0
     clip: bool = True
     spacing: str = "trailing"
     times: tuple[float, ...] | None = None
@@ -163,6 +175,19 @@ class SampleOptions:
     def ancestral(self) -> bool:
         """Whether the solver is DDPM's."""
         return read_choice("solver", self.solver)[0] == "ddpm"
+
+    def read_guidance(self) -> Guidance | None:
+        """The guidance that the options name; None where it is off.
+
+        Raises:
+          ValueError: it is a solver's, and asked for in an interval.
+        """
+        guidance = build("guidance", self.guidance, GUIDANCES)
+        if guidance.solver is None:
+            return None if self.guidance_scale == 1.0 else guidance
+        if self.guidance_interval is not None:
+            raise ValueError(f"--guidance {self.guidance} changes the solver; it has no interval.")
+        return guidance
 
 
 def sampling_defaults(config: Config, **changes: Any) -> SampleOptions:
@@ -189,7 +214,11 @@ def make_solver(options: SampleOptions, schedule: Schedule, learned_variance: bo
         if "eta" not in accepted:
             raise ValueError(f"--eta is {options.eta}, but the solver {name} has none.")
         settings["eta"] = options.eta
-    return build("solver", options.solver, SOLVERS, **settings)
+    solver = build("solver", options.solver, SOLVERS, **settings)
+    guidance = options.read_guidance()
+    if guidance is None or guidance.solver is None:
+        return solver
+    return guidance.solver(solver, guidance_scale=options.guidance_scale)
 
 
 def count_steps(options: SampleOptions, schedule: Schedule) -> int:
@@ -251,42 +280,99 @@ def ratio_ends(spacing: str, schedule: Schedule) -> dict[str, float]:
 
 
 def sampling_denoiser(
-    config: Config, network: Functional, options: SampleOptions, text: Condition | None = None
+    config: Config,
+    network: Functional,
+    options: SampleOptions,
+    text: Condition | None = None,
+    classifier: Functional | None = None,
 ) -> Callable[..., Any]:
-    """`denoiser(params, labels, texts=None)`, guided and clipped as the options say.
+    """`denoiser(params, labels, texts=None, guides=Guides())`, guided as the options say.
 
-    Call it inside the jitted function, so that params are not compiled in as constants.
+    For a guidance that is the solver's it makes both estimates instead. Call it inside the jitted
+    function, so that params are not compiled in as constants.
 
     Args:
       config: of the run.
       network: its network.
       options: of sampling.
       text: for runs with text, what guidance leads away from: the empty text or a negative prompt.
+      classifier: of noisy images, to guide too; its weights come with the guides.
     """
-    parameterization = make_parameterization(config.diffusion)
-    learned = config.diffusion.learn_variance
+    guidance, plain = options.read_guidance(), plain_denoiser(config, options)
+    away = guidance is not None and guidance.weaker == "identity_attention"
+    other = without_attention_maps(config) if away else network
     nulls = [Condition({"labels": config.network.num_classes or 0})] if text is None else [text]
+    clip = dj.clip_denoised if options.clip else lambda denoise: denoise
 
-    def plain(params, conditioning) -> Any:
-        if not learned:
-            return dj.make_denoiser(network.apply, params, parameterization, **conditioning)
-        denoise = dj.make_learned_variance_denoiser(
-            network.apply, params, parameterization, **conditioning
-        )
-        return denoise if options.ancestral else lambda x, level: denoise(x, level).x0
-
-    def denoiser(params, labels, texts=None) -> Any:
-        conditioning = {**(texts or {}), **({} if labels is None else {"labels": labels})}
-        denoise = plain(params, conditioning)
-        if options.guidance_scale != 1.0:
-            denoise = dj.classifier_free(
-                denoise,
-                plain(params, told_nothing(conditioning, nulls)),
-                guidance_scale=options.guidance_scale,
+    def lean(params, conditioning, guides, guidance: Guidance) -> Any:
+        combine = partial(guidance.combine, guidance_scale=options.guidance_scale)
+        better = plain(network, params, **conditioning)
+        if guidance.weaker == "unconditional":
+            both = dj.in_one_call(
+                partial(plain, network, params), conditioning, told_nothing(conditioning, nulls)
             )
-        return dj.clip_denoised(denoise) if options.clip else denoise
+            if guidance.solver is not None:
+                return clip_all(both) if options.clip else both
+            guided = dj.guide(both, combine)
+        else:
+            weights = params if guides.weaker is None else guides.weaker
+            guided = combine(better, plain(other, weights, **conditioning))
+        if options.guidance_interval is None:
+            return guided
+        low, high = options.guidance_interval
+        return dj.guidance_interval(guided, better, low=low, high=high)
+
+    def denoiser(params, labels, texts=None, guides=NO_GUIDES) -> Any:
+        conditioning = {**(texts or {}), **({} if labels is None else {"labels": labels})}
+        if guidance is None:
+            denoise = plain(network, params, **conditioning)
+        else:
+            denoise = lean(params, conditioning, guides, guidance)
+        if guidance is not None and guidance.solver is not None:
+            return denoise
+        if classifier is not None:
+            log_prob = dj.class_log_prob(
+                classifier.apply, guides.classifier, conditioning["labels"]
+            )
+            scale = options.classifier_scale
+            denoise = dj.classifier_guidance(denoise, log_prob, guidance_scale=scale)
+        return clip(denoise)
 
     return denoiser
+
+
+def plain_denoiser(config: Config, options: SampleOptions) -> Callable[..., Any]:
+    """`plain(network, params, **conditioning)`, a denoiser without guidance."""
+    parameterization = make_parameterization(config.diffusion)
+
+    def plain(network: Functional, params, **conditioning) -> Any:
+        settings = (network.apply, params, parameterization)
+        if not config.diffusion.learn_variance:
+            return dj.make_denoiser(*settings, **conditioning)
+        denoise = dj.make_learned_variance_denoiser(*settings, **conditioning)
+        return denoise if options.ancestral else lambda x, level: denoise(x, level).x0
+
+    return plain
+
+
+def clip_all(estimates: Estimates) -> Estimates:
+    """Several estimates of x0, each clipped to [-1, 1]."""
+    clip = lambda x0: jnp.clip(x0, -1.0, 1.0)
+    return lambda x, level: tuple(map_x0(clip, each) for each in estimates(x, level))
+
+
+def without_attention_maps(config: Config) -> Functional:
+    """The network of a run with the identity for its attention maps, with the same parameters.
+
+    Raises:
+      ValueError: it has no attention.
+    """
+    network = config.network
+    if not (network.mid_attention or any(network.attention)):
+        raise ValueError("The network of this run has no attention that could be perturbed.")
+    where = "middle" if network.mid_attention else "all"
+    perturbed = dataclasses.replace(network, identity_attention=where)
+    return make_network(dataclasses.replace(config, network=perturbed))
 
 
 def make_sampler(
@@ -296,10 +382,11 @@ def make_sampler(
     mesh: Mesh,
     *,
     text: Condition | None = None,
+    classifier: Functional | None = None,
     on_step: Callable[[Array, Array], None] | None = None,
     keep_trajectory: bool = False,
 ) -> Callable[..., Any]:
-    """Compile `generate(params, key, positions, labels, texts=None) -> images` for a mesh.
+    """Compile `generate(params, key, positions, labels, texts, guides) -> images` for a mesh.
 
     Image i of a seed is a function of (params, key, i, its label and text) alone: positions, labels
     and texts may be cut into batches, and the batches split over devices, in any way.
@@ -310,6 +397,7 @@ def make_sampler(
       options: solver, steps, guidance.
       mesh: the devices; positions [b], labels [b] and texts are split over its axis `data`.
       text: for runs with text, see `sampling_denoiser`; texts are then rows of `text.load_text`.
+      classifier: see `sampling_denoiser`.
       on_step: see `diffjax.sample`.
       keep_trajectory: return a `Trajectory` instead of the images.
     """
@@ -323,9 +411,9 @@ def make_sampler(
     dj.parameterizations.check_level(make_parameterization(config.diffusion), fixed[1])
     learned = isinstance(schedule, LearnedLogsnr)
     walk = dj.trajectory if keep_trajectory else dj.sample
-    denoiser = sampling_denoiser(config, network, options, text)
+    denoiser = sampling_denoiser(config, network, options, text, classifier)
 
-    def generate(params, key, positions, labels, texts=None):
+    def generate(params, key, positions, labels, texts=None, guides=NO_GUIDES):
         positions, labels, texts = jax.lax.with_sharding_constraint(
             (positions, labels, texts), split
         )
@@ -334,7 +422,7 @@ def make_sampler(
         )
         solver, levels = plan(make_schedule(config.diffusion, params)) if learned else fixed
         x = dj.initial_noise(noise_keys, (positions.shape[0], *image_shape(config)), levels)
-        denoise = denoiser(params, labels, texts)
+        denoise = denoiser(params, labels, texts, guides)
         return walk(keys, x, denoise, solver, levels, on_step=on_step)
 
     whole, split = replicated(mesh), batch_sharding(mesh)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 import diffjax as dj
@@ -21,10 +22,13 @@ from choices import RATIOS, SPACINGS, listed
 from cli import parse_args, prepare_output, run_script
 from config import Config
 from diffjax.core.conditioning import Condition
+from diffjax.networks import Functional
 from diffjax.solvers import SOLVERS
 from diffjax.training import initialize_distributed, make_mesh
 from diffjax.training.manifest import whole_file
+from guidances import GUIDANCES, Guides
 from model import (
+    NO_GUIDES,
     SampleOptions,
     count_steps,
     make_sampler,
@@ -33,7 +37,7 @@ from model import (
     to_uint8,
 )
 from pictures import save_grid
-from runs import load_run
+from runs import Run, load_run
 from text import load_text, text_condition
 
 
@@ -56,8 +60,17 @@ class Args:
     """the time grid itself, noise first: a list such as 999,500,20 or FILE.json of tune_grid.py"""
     eta: float | None = None
     """noise of ddim: 0 (its default) is deterministic, 1 is ancestral"""
+    guidance: Annotated[str | None, listed("guidance, by default the run's", GUIDANCES)] = None
     guidance_scale: float | None = None
-    """classifier-free guidance; 1 is off; by default as the run's configuration says"""
+    """of the guidance; 1 is off (cfg_plus_plus takes 0 to 1); by default as the run's
+    configuration says"""
+    guidance_interval: tuple[float, float] | None = None
+    """where to guide, low < sigma / alpha <= high; by default as the configuration says"""
+    classifier: Path | None = None
+    """folder of a run such as digits_classifier, to guide by its classifier of noisy images"""
+    classifier_scale: float = 1.0
+    """of the guidance by the classifier: 0 is off; 1 is Bayes' rule for unconditional estimates
+    (--guidance-scale 0)"""
     labels: str = "all"
     """classes to sample, such as 0,1,2 (taken in turn), or all"""
     prompt: str | None = None
@@ -130,27 +143,61 @@ def read_prompts(
 
 def sample_options(args: Args, config: Config) -> SampleOptions:
     """Fill what the command line leaves open from the run's configuration."""
-    scale = config.sampling.guidance_scale if args.guidance_scale is None else args.guidance_scale
-    condition = config.network if config.text is None else config.text
-    if scale != 1.0 and not condition.cond_drop_prob:
-        raise ValueError(
-            f"--guidance-scale is {scale:g}, but this run was trained without dropping its "
-            "condition (cond_drop_prob is 0), so it has no unconditional estimate."
-        )
-    if scale == 1.0 and args.negative_prompt is not None:
-        raise ValueError("--negative-prompt needs guidance: set --guidance-scale above 1.")
-    if args.times is not None and args.num_steps is not None:
-        raise ValueError("--times is a grid of its own; leave --num-steps away.")
-    return sampling_defaults(
+    options = sampling_defaults(
         config,
         solver=args.solver,
         num_steps=args.num_steps,
         spacing=args.spacing,
         times=parse_times(args.times),
         eta=args.eta,
-        guidance_scale=scale,
+        guidance=args.guidance,
+        guidance_scale=args.guidance_scale,
+        guidance_interval=args.guidance_interval,
+        classifier_scale=args.classifier_scale,
         clip=args.clip,
     )
+    condition = config.network if config.text is None else config.text
+    guidance = options.read_guidance()
+    away = guidance is not None and guidance.weaker == "unconditional"
+    if away and not condition.cond_drop_prob:
+        raise ValueError(
+            f"--guidance-scale is {options.guidance_scale:g}, but this run was trained without "
+            "dropping its condition (cond_drop_prob is 0), so it has no unconditional estimate."
+        )
+    if not away and args.negative_prompt is not None:
+        raise ValueError("--negative-prompt needs guidance: set --guidance-scale above 1.")
+    if args.times is not None and args.num_steps is not None:
+        raise ValueError("--times is a grid of its own; leave --num-steps away.")
+    if args.classifier is not None and guidance is not None and guidance.solver is not None:
+        raise ValueError(f"--classifier does not go with --guidance {options.guidance}.")
+    return options
+
+
+def load_guides(
+    args: Args, run: Run, options: SampleOptions, mesh: Mesh
+) -> tuple[Functional | None, Guides]:
+    """The classifier, if there is one, and the weights that guide beside those of the run.
+
+    Raises:
+      ValueError: the classifier was trained on other levels than the run, or for other classes.
+    """
+    guidance, weaker = options.read_guidance(), None
+    if guidance is not None and guidance.checkpoint is not None:
+        weaker = load_run(args.workdir, mesh, step=guidance.checkpoint, ema=args.ema).params
+    if args.classifier is None:
+        return None, Guides(weaker)
+    classifier = load_run(args.classifier, mesh, task="classify")
+    for name in ("schedule", "num_train_steps", "zero_terminal_snr", "shift"):
+        own, its = (getattr(each.config.diffusion, name) for each in (run, classifier))
+        if own != its:
+            raise ValueError(
+                f"The classifier was trained with diffusion.{name} {its}, this run with {own}; "
+                "its levels must be those of the run."
+            )
+    own, its = (each.config.network.num_classes for each in (run, classifier))
+    if own != its:
+        raise ValueError(f"The classifier tells {its} classes apart, but this run has {own}.")
+    return classifier.network, Guides(weaker, classifier.params)
 
 
 def generate_all(
@@ -161,6 +208,7 @@ def generate_all(
     num_samples: int,
     batch_size: int,
     texts: dict[str, np.ndarray] | None = None,
+    guides: Guides = NO_GUIDES,
 ) -> Iterator[np.ndarray]:
     """Yield uint8 images batch by batch; the last batch is filled up and cut.
 
@@ -171,7 +219,7 @@ def generate_all(
         positions = np.arange(start, start + batch_size, dtype=np.int32)
         chosen = None if labels is None else labels[positions % len(labels)]
         rows = {name: array[positions % len(array)] for name, array in (texts or {}).items()}
-        images = to_uint8(generate(params, key, positions, chosen, rows or None))
+        images = to_uint8(generate(params, key, positions, chosen, rows or None, guides))
         yield images[: num_samples - start]
 
 
@@ -204,6 +252,7 @@ def main() -> None:
     output = prepare_output(args.output or args.workdir / "samples.png", ".npz", ".png")
     options = sample_options(args, run.config)
     texts, away = read_prompts(args, run.config)
+    classifier, guides = load_guides(args, run, options, mesh)
     labels = parse_labels(args.labels, run.config.network.num_classes)
     # every batch is filled up to a multiple of the devices
     batch_size = -(-min(args.batch_size, args.num_samples) // devices) * devices
@@ -216,10 +265,11 @@ def main() -> None:
         total=steps * batches, desc="sampling", unit="step", delay=1.0, disable=not speaks
     ) as bar:
         generate = make_sampler(
-            run.config, run.network, options, mesh, text=away, on_step=dj.progress(bar)
-        )
+            run.config, run.network, options, mesh,
+            text=away, classifier=classifier, on_step=dj.progress(bar),
+        )  # fmt: skip
         parts = generate_all(
-            generate, run.params, args.seed, labels, args.num_samples, batch_size, texts
+            generate, run.params, args.seed, labels, args.num_samples, batch_size, texts, guides
         )
         images = np.concatenate(list(parts))
         jax.effects_barrier()

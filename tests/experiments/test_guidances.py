@@ -1,0 +1,122 @@
+"""Guidances by name: each is off at scale 1, and does what its transform says."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffjax as dj
+import sample
+from configs import CONFIGS
+from diffjax.networks import Functional
+from diffjax.training import make_mesh
+from guidances import GUIDANCES, Guides
+from model import SampleOptions, make_sampler, sampling_defaults, sampling_denoiser
+from runs import Run
+
+CONFIG = CONFIGS["digits"]
+LEVEL = dj.NoiseLevel(*jnp.array([500.0, 0.6, 0.8]))
+X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 1)), jnp.float32)
+LABELS = jnp.array([3, 7])
+ARGUMENTS = {"autoguidance": "(checkpoint=1000)"}
+
+
+def apply(params, x, t, *, labels):
+    return jnp.sin(params * x) - 0.1 * labels[:, None, None, None].astype(x.dtype)
+
+
+NETWORK = Functional(lambda key: 0.3, apply)
+
+
+@partial(jax.jit, static_argnames="options")
+def estimate(options):
+    """Estimates of a plain network, away from one with other weights where that is asked for."""
+    denoiser = sampling_denoiser(CONFIG, NETWORK, options)
+    weaker = 0.1 if options.guidance.startswith("autoguidance") else None
+    return denoiser(0.3, LABELS, None, Guides(weaker))(X, LEVEL)
+
+
+def options(name, scale, **changes):
+    return SampleOptions(
+        guidance=name + ARGUMENTS.get(name, ""), guidance_scale=scale, clip=False, **changes
+    )
+
+
+PLAIN = options("classifier_free", 1.0)
+OF_DENOISERS = sorted(set(GUIDANCES) - {"cfg_plus_plus", "apg_momentum", "perturbed_attention"})
+
+
+@pytest.mark.parametrize("name", OF_DENOISERS)
+def test_a_guidance_is_off_at_scale_one_and_outside_of_its_interval(name):
+    plain, guided = estimate(PLAIN), estimate(options(name, 3.0))
+    assert np.abs(guided - plain).max() > 1e-3
+    outside = options(name, 3.0, guidance_interval=(2.0, 9.0))
+    for off in (options(name, 1.0), outside):
+        np.testing.assert_allclose(estimate(off), plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cfg_plus_plus", "apg_momentum"])
+def test_guidances_that_are_solvers_get_both_estimates(name):
+    conditional, unconditional = estimate(options(name, 0.5))
+    free = estimate(options("classifier_free", 3.0))
+    expected = unconditional + 3.0 * (conditional - unconditional)
+    np.testing.assert_allclose(free, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="it has no interval"):
+        options(name, 0.5, guidance_interval=(0.1, 1.0)).read_guidance()
+    generate = make_sampler(CONFIG, NETWORK, options(name, 0.5, num_steps=2), make_mesh())
+    assert generate(0.3, jax.random.key(0), jnp.arange(2), LABELS).shape == (2, 8, 8, 1)
+
+
+def test_attention_that_is_not_there_cannot_be_perturbed():
+    with pytest.raises(ValueError, match="has no attention"):
+        sampling_denoiser(CONFIG, NETWORK, options("perturbed_attention", 2.0))
+    attentive = dataclasses.replace(CONFIG.network, attention=(False, True), num_groups=4,
+                                    block_out_channels=(8, 8))  # fmt: skip
+    config = dataclasses.replace(CONFIG, network=attentive)
+    sampling_denoiser(config, NETWORK, options("perturbed_attention", 2.0))
+
+
+def args(**changes):
+    return sample.Args(workdir="run", **changes)
+
+
+def test_the_command_line_fills_the_guidance_and_refuses_what_the_run_has_not():
+    given = args(guidance="apg(parallel=0.2)", guidance_scale=3.0, guidance_interval=(0.2, 2.0))
+    read = sample.sample_options(given, CONFIG)
+    assert read == sampling_defaults(
+        CONFIG, guidance="apg(parallel=0.2)", guidance_scale=3.0, guidance_interval=(0.2, 2.0)
+    )
+    certain = dataclasses.replace(CONFIG.network, cond_drop_prob=0.0)
+    never_dropped = dataclasses.replace(CONFIG, network=certain)
+    with pytest.raises(ValueError, match="no unconditional estimate"):
+        sample.sample_options(given, never_dropped)
+    sample.sample_options(args(guidance="blurred", guidance_scale=3.0), never_dropped)
+    with pytest.raises(ValueError, match="Did you mean 'apg'"):
+        sample.sample_options(args(guidance="agp", guidance_scale=3.0), CONFIG)
+    both = args(guidance="cfg_plus_plus", guidance_scale=0.6, classifier="run")
+    with pytest.raises(ValueError, match="--classifier does not go with"):
+        sample.sample_options(both, CONFIG)
+
+
+def test_a_classifier_of_other_levels_is_refused(monkeypatch):
+    run = Run(CONFIG, NETWORK, 0.3, 1)
+    other = dataclasses.replace(CONFIG.diffusion, schedule="linear_betas")
+    classifier = Run(dataclasses.replace(CONFIG, diffusion=other), NETWORK, 0.3, 1)
+    monkeypatch.setattr(sample, "load_run", lambda *_, **__: classifier)
+    with pytest.raises(ValueError, match=r"diffusion\.schedule linear_betas, this run with cosine"):
+        sample.load_guides(args(classifier="other"), run, PLAIN, None)
+
+
+def test_a_classifier_leans_towards_the_label_as_its_transform_does():
+    classify = Functional(None, lambda params, x, t: params * x.reshape(len(x), -1)[:, :10])
+    denoiser = sampling_denoiser(
+        CONFIG, NETWORK, dataclasses.replace(PLAIN, classifier_scale=2.0), None, classify
+    )
+    guided = denoiser(0.3, LABELS, None, Guides(classifier=5.0))(X, LEVEL)
+    change = np.asarray(guided - estimate(PLAIN)).reshape(2, -1)
+    assert change[0, 3] > 1.0
+    assert change[1, 7] > 1.0
+    assert np.abs(change[:, 10:]).max() < 1e-5
