@@ -87,8 +87,9 @@ def plms(
     """PLMS: Adams-Bashforth with the weights of equal distances, whatever the distances are.
 
     The first step from pure noise (alpha = 0) is one of DDIM.
-    It has its order where the grid is evenly spaced in sigma / alpha, and order 1 in general; on
-    the grids that it was made for its errors are small all the same.
+    It has its order where the grid is evenly spaced in sigma / alpha, and order 2 where the lengths
+    of the steps change smoothly; with the slope "v", which turns as x moves, it has order 1. On the
+    grids that it was made for its errors are small all the same.
 
     Args:
       order: 1 to 4.
