@@ -23,9 +23,10 @@ class DataConfig:
     """Which images to train on."""
 
     name: str = "digits"
-    """digits, folder, npz, or any prepared TFDS set (cifar10, celeb_a, ...)"""
+    """digits, shapes, folder, npz, or any prepared TFDS set (cifar10, celeb_a, ...)"""
     split: str | None = None
-    """split of a TFDS set, such as train[:90%]; by default train, and train+test for the digits"""
+    """split of a TFDS set, such as train[:90%], or of the shapes: train, seen, held_out; by default
+    train, and train+test for the digits"""
     path: str | None = None
     """the image folder, the npz file, or the data_dir of TFDS"""
     image_size: int | None = None
