@@ -1,5 +1,13 @@
 """From a folder of a whole system to images: short pure functions of its parts."""
 
+from diffjax.pipelines.pictures import (
+    control_times,
+    steered,
+    with_control,
+    with_hole,
+    with_original,
+    with_small,
+)
 from diffjax.pipelines.plan import Plan, make_plan
 from diffjax.pipelines.registry import SYSTEMS, make_system
 from diffjax.pipelines.system import Inputs, System
@@ -10,12 +18,18 @@ __all__ = [
     "Inputs",
     "Plan",
     "System",
+    "control_times",
     "encode",
     "img2img",
     "inpaint",
     "make_plan",
     "make_system",
     "start_noise",
+    "steered",
     "txt2img",
     "walk",
+    "with_control",
+    "with_hole",
+    "with_original",
+    "with_small",
 ]

@@ -2,26 +2,44 @@
 
 import difflib
 from collections.abc import Callable
+from typing import Any
 
-from diffjax.pipelines import diffusion_transformers, unconditional
+from diffjax.pipelines import diffusion_transformers, stable_diffusion, unconditional
 from diffjax.pipelines.system import System
 from diffjax.pretrained import Components, UnsupportedError
 
 # class that saved a folder -> builder
-SYSTEMS: dict[str, Callable[[Components], System]] = {
+SYSTEMS: dict[str, Callable[..., System]] = {
     "ConsistencyModelPipeline": unconditional.pixels,
     "DDIMPipeline": unconditional.pixels,
     "DDPMPipeline": unconditional.pixels,
     "DiTPipeline": diffusion_transformers.dit,
     "FluxPipeline": diffusion_transformers.flux,
+    "IFPipeline": stable_diffusion.deep_floyd,
+    "IFSuperResolutionPipeline": stable_diffusion.deep_floyd,
     "LDMPipeline": unconditional.latents,
+    "LatentConsistencyModelPipeline": stable_diffusion.stable_diffusion,
     "PixArtAlphaPipeline": diffusion_transformers.pixart,
     "StableDiffusion3Pipeline": diffusion_transformers.stable_diffusion_3,
+    "StableDiffusionAdapterPipeline": stable_diffusion.stable_diffusion,
+    "StableDiffusionControlNetPipeline": stable_diffusion.stable_diffusion,
+    "StableDiffusionImg2ImgPipeline": stable_diffusion.stable_diffusion,
+    "StableDiffusionInpaintPipeline": stable_diffusion.stable_diffusion,
+    "StableDiffusionInstructPix2PixPipeline": stable_diffusion.stable_diffusion,
+    "StableDiffusionPipeline": stable_diffusion.stable_diffusion,
+    "StableDiffusionUpscalePipeline": stable_diffusion.stable_diffusion,
+    "StableDiffusionXLImg2ImgPipeline": stable_diffusion.stable_diffusion_xl,
+    "StableDiffusionXLInpaintPipeline": stable_diffusion.stable_diffusion_xl,
+    "StableDiffusionXLPipeline": stable_diffusion.stable_diffusion_xl,
 }
 
 
-def make_system(parts: Components) -> System:
+def make_system(parts: Components, **options: Any) -> System:
     """The system that the parts of a folder form.
+
+    Args:
+      parts: from `load_components`.
+      **options: of the builder, such as `skip` for the layers of CLIP that are left out.
 
     Raises:
       UnsupportedError: there is none for the class that saved the folder.
@@ -32,4 +50,4 @@ def make_system(parts: Components) -> System:
             f"there is no system for the class {parts.name!r}; the nearest name is {nearest!r}, "
             f"and all are: {', '.join(sorted(SYSTEMS))}"
         )
-    return SYSTEMS[parts.name](parts)
+    return SYSTEMS[parts.name](parts, **options)

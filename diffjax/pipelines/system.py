@@ -35,6 +35,8 @@ class System(NamedTuple):
       condition: (params, inputs) -> arrays [B, ...], the keyword arguments of `apply`.
       apply: (params, x, t, **conditioning) -> prediction; x: latents [B, h, w, channels].
       encode: (params, keys, images, normal) -> latents; images [B, H, W, 3] in [-1, 1].
+      features: (params, images) -> what the autoencoder makes of images, without a draw and not
+        scaled, as a picture that the network sees beside the latents.
       decode: (params, latents) -> images in [-1, 1].
       latent_shape: (height, width) of an image -> (h, w, channels) of its latents.
       size: (height, width) of the images that it was trained on.
@@ -47,6 +49,7 @@ class System(NamedTuple):
     condition: Callable[[Params, Inputs], dict[str, Any]]
     apply: Callable[..., Array]
     encode: Callable[[Params, Array, Array, Normal], Array]
+    features: Callable[[Params, Array], Array]
     decode: Callable[[Params, Array], Array]
     latent_shape: Callable[[int, int], tuple[int, int, int]]
     size: tuple[int, int]
@@ -57,6 +60,7 @@ class Codec(NamedTuple):
     """How images become latents and latents images: fields of a System."""
 
     encode: Callable[[Params, Array, Array, Normal], Array]
+    features: Callable[[Params, Array], Array]
     decode: Callable[[Params, Array], Array]
     latent_shape: Callable[[int, int], tuple[int, int, int]]
 
@@ -84,7 +88,8 @@ def kl_codec(parts: Components, name: str = "vae") -> Codec:
         require_multiple(height, width, factor)
         return height // factor, width // factor, config.latent_channels
 
-    return Codec(encode, decode, latent_shape)
+    features = lambda params, images: network.encode(params[name], images).mean
+    return Codec(encode, features, decode, latent_shape)
 
 
 def latent_scale(config: AutoencoderKLConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -106,6 +111,7 @@ def pixel_codec(channels: int, multiple: int) -> Codec:
 
     return Codec(
         encode=lambda params, keys, images, normal: images,
+        features=lambda params, images: images,
         decode=lambda params, latents: latents,
         latent_shape=latent_shape,
     )

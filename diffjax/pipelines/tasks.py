@@ -201,9 +201,7 @@ def inpaint(
         params,
         keys,
         conditions,
-        jnp.asarray(initial_scale) * noise
-        if from_noise
-        else add_noise(latents, noise, _first(levels)),
+        start,
         solver=known,
         levels=levels,
         guidance=guidance,

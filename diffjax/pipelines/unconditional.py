@@ -36,6 +36,7 @@ def latents(parts: Components) -> System:
 
     codec = Codec(
         encode=encode,
+        features=lambda params, images: network.encode(params["vqvae"], images),
         decode=lambda params, z: network.decode(params["vqvae"], z / config.scaling_factor),
         latent_shape=lambda height, width: (
             height // factor,

@@ -1,0 +1,169 @@
+"""Low-rank changes of saved networks: LoRA files, in the three ways in which they name things.
+
+    W <- W + scale (alpha / rank) up down
+
+| written by | name of a tensor |
+| --- | --- |
+| diffusers, PEFT | unet.mid_block.attn1.to_k.lora_A.weight, ...lora_B.weight |
+| diffusers, older | unet.mid_block.attn1.processor.to_k_lora.down.weight, ...up.weight |
+| kohya | lora_unet_mid_block_attn1_to_k.lora_down.weight, ...lora_up.weight, ...alpha |
+
+Merged on the host once, or inside a jitted function with a traced scale.
+Source: LoRA, arXiv:2106.09685, Eq. 3.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from diffjax.networks.functional import Params, flatten, unflatten
+from diffjax.pretrained.architecture import describes
+from diffjax.pretrained.models import ARCHITECTURES, Model
+from diffjax.pretrained.tensor_files import read_tensor_file
+from diffjax.pretrained.weights import UnsupportedError, renamer, torch_name
+
+# beginnings of names -> the part of a system that they mean
+_PARTS = {
+    "unet.": "unet",
+    "transformer.": "transformer",
+    "text_encoder.": "text_encoder",
+    "text_encoder_2.": "text_encoder_2",
+    "lora_unet_": "unet",
+    "lora_transformer_": "transformer",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "base_model.model.": "unet",
+}
+
+# ends of names -> which of the tensors they mean
+_ENDS = re.compile(
+    r"(?P<module>.+?)(?:_lora|\.lora_linear_layer|\.lora)?"
+    r"(?:\.(?P<down>lora_A|lora_down|down)|\.(?P<up>lora_B|lora_up|up)|\.(?P<alpha>alpha))"
+    r"(?:\.default)?(?:\.weight)?"
+)
+
+
+class LowRank(NamedTuple):
+    """A change of one kernel: down, then up.
+
+    Attributes:
+      down: [*window, in, rank].
+      up: [rank, out], with alpha / rank in it.
+    """
+
+    down: Array
+    up: Array
+
+
+# part of a system -> path of a kernel in its params -> its change
+Lora = dict[str, dict[tuple[str, ...], LowRank]]
+
+
+def load_lora(path: str | Path, models: Mapping[str, Model]) -> Lora:
+    """Read a LoRA file for the networks of a system.
+
+        parts = load_components(folder)
+        params = merge_lora(parts.params, load_lora(file, parts.models), 0.8)
+
+    Args:
+      path: a safetensors file.
+      models: the networks, by the names of their parts.
+
+    Raises:
+      UnsupportedError: a tensor is for no module of the networks, or of a kind without down and up.
+      ValueError: the file is damaged or holds something else, or shapes do not fit.
+    """
+    tensors = read_tensor_file(path)
+    found: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        match = _ENDS.fullmatch(name.replace(".processor.", "."))
+        if match is None:
+            raise UnsupportedError(f"{path}: {name} is neither down, up nor alpha of a LoRA")
+        kind = next(kind for kind in ("down", "up", "alpha") if match[kind])
+        found.setdefault(match["module"], {})[kind] = np.asarray(tensor)
+    known = {part: _modules(model) for part, model in models.items()}
+    lora: Lora = {}
+    strange = []
+    for module, parts in found.items():
+        place = _place(module, known)
+        if place is None or not {"down", "up"} <= parts.keys():
+            strange.append(module)
+            continue
+        part, route = place
+        kernel = flatten(models[part].params)[route]
+        lora.setdefault(part, {})[route] = _low_rank(module, parts, kernel.shape)
+    if strange:
+        raise UnsupportedError(
+            f"{path}: {len(strange)} of {len(found)} modules are not in the networks "
+            f"{', '.join(models)}: {', '.join(strange[:5])}"
+        )
+    return lora
+
+
+def merge_lora(params: Params, lora: Lora, scale: ArrayLike = 1.0) -> Params:
+    """The params of a system with a LoRA in them; pure, for use inside or outside `jit`.
+
+    Args:
+      params: of all parts.
+      lora: from `load_lora`.
+      scale: how much it counts; may be traced, negative undoes what was merged.
+    """
+    merged = dict(params)
+    for part, changes in lora.items():
+        flat = dict(flatten(params[part]))
+        for route, (down, up) in changes.items():
+            kernel = flat[route]
+            change = jnp.asarray(scale, jnp.float32) * jnp.matmul(down, up)
+            flat[route] = (kernel.astype(jnp.float32) + change).astype(kernel.dtype)
+        merged[part] = unflatten(flat)
+    return merged
+
+
+def _modules(model: Model) -> dict[str, tuple[str, ...]]:
+    """The paths of a network's kernels by the names of their modules in files, also kohya's."""
+    architecture = next((each for each in ARCHITECTURES if describes(each, model.config)), None)
+    table = {} if architecture is None else architecture.names
+    rename = renamer({here: stored for stored, here in table.items()})
+    names = {}
+    for route in flatten(model.params):
+        if route[-1] == "kernel":
+            stored = rename(torch_name(route)).removesuffix(".weight")
+            for name in (stored, re.sub(r"\bto_out\.0$", "to_out", stored)):
+                for each in (name, name.removeprefix("text_model.")):
+                    names[each] = names[each.replace(".", "_")] = route
+    return names
+
+
+def _place(module: str, known: Mapping[str, Mapping[str, tuple]]) -> tuple[str, tuple] | None:
+    """The part and the path that a module's name in a file means."""
+    for beginning, part in _PARTS.items():
+        rest = module.removeprefix(beginning)
+        if rest != module and rest in known.get(part, ()):
+            return part, known[part][rest]
+    for part in ("unet", "transformer"):
+        if module in known.get(part, ()):
+            return part, known[part][module]
+    return None
+
+
+def _low_rank(module: str, parts: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> LowRank:
+    down, up = parts["down"], parts["up"]
+    rank = down.shape[0]
+    if up.shape[1] != rank or any(n != 1 for n in up.shape[2:]):
+        raise ValueError(f"{module}: down {down.shape} and up {up.shape} do not fit each other")
+    # torch: [rank, in, *window] and [out, rank, 1, ...]
+    first = np.moveaxis(down, (0, 1), (-1, -2)).astype(np.float32)
+    first = first if len(shape) > 2 else first.reshape(-1, rank)
+    first = first.reshape(*(1,) * (len(shape) - first.ndim), *first.shape)
+    last = up.reshape(up.shape[0], rank).T.astype(np.float32)
+    if (*first.shape[:-1], last.shape[-1]) != tuple(shape):
+        raise ValueError(f"{module}: {down.shape} and {up.shape} change no kernel {tuple(shape)}")
+    alpha = float(parts["alpha"]) if "alpha" in parts else rank
+    return LowRank(jnp.asarray(first), jnp.asarray(last * (alpha / rank)))

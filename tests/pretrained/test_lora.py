@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from diffjax.networks.clip import CLIPTextConfig, clip_text
+from diffjax.pretrained import Model, UnsupportedError
+from diffjax.pretrained.lora import load_lora, merge_lora
+
+CONFIG = CLIPTextConfig(
+    vocab_size=9, hidden_size=6, intermediate_size=8, num_heads=2, num_layers=1, max_positions=4
+)
+MODULE = "text_model.encoder.layers.0.mlp.fc1"
+
+
+@pytest.fixture(scope="module")
+def model():
+    network = clip_text(CONFIG)
+    return Model(CONFIG, network, network.init(jax.random.key(0)))
+
+
+def down_and_up(rank=2):
+    draw = np.random.default_rng(0).normal
+    return (
+        draw(size=(rank, 6)).astype(np.float32),
+        draw(size=(8, rank)).astype(np.float32),
+    )
+
+
+def kernel(params):
+    return params["text_encoder"]["layers"]["0"]["ff"]["linear_1"]["kernel"]
+
+
+@pytest.mark.parametrize(
+    ("down", "up"),
+    [
+        (f"text_encoder.{MODULE}.lora_A.weight", f"text_encoder.{MODULE}.lora_B.weight"),
+        (
+            f"text_encoder.{MODULE}.lora_A.default.weight",
+            f"text_encoder.{MODULE}.lora_B.default.weight",
+        ),
+        (
+            f"text_encoder.{MODULE}.lora_linear_layer.down.weight",
+            f"text_encoder.{MODULE}.lora_linear_layer.up.weight",
+        ),
+        (
+            "lora_te_" + MODULE.replace(".", "_") + ".lora_down.weight",
+            "lora_te_" + MODULE.replace(".", "_") + ".lora_up.weight",
+        ),
+    ],
+)
+def test_all_namings_add_up_times_down(model, tmp_path, down, up):
+    a, b = down_and_up()
+    save_file({down: a, up: b}, tmp_path / "lora.safetensors")
+    lora = load_lora(tmp_path / "lora.safetensors", {"text_encoder": model})
+    params = {"text_encoder": model.params}
+    change = kernel(merge_lora(params, lora, 0.5)) - kernel(params)
+    np.testing.assert_allclose(change, 0.5 * (b @ a).T, atol=1e-5)
+    back = merge_lora(merge_lora(params, lora), lora, -1.0)
+    np.testing.assert_allclose(kernel(back), kernel(params), atol=1e-5)
+
+
+def test_alpha_counts_by_the_rank_and_the_scale_may_be_traced(model, tmp_path):
+    a, b = down_and_up()
+    name = "lora_te_" + MODULE.replace(".", "_")
+    tensors = {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b}
+    save_file({**tensors, f"{name}.alpha": np.ones(())}, tmp_path / "lora.safetensors")
+    lora = load_lora(tmp_path / "lora.safetensors", {"text_encoder": model})
+    params = {"text_encoder": model.params}
+    merged = jax.jit(lambda params, scale: merge_lora(params, lora, scale))(params, jnp.array(2.0))
+    np.testing.assert_allclose(kernel(merged) - kernel(params), (b @ a).T, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("text_encoder.text_model.encoder.layers.7.mlp.fc1.lora_A.weight", "1 of 1 modules"),
+        (f"text_encoder.{MODULE}.hada_w1_a", "neither down, up nor alpha"),
+    ],
+)
+def test_what_fits_no_module_is_named(model, tmp_path, name, reason):
+    save_file({name: down_and_up()[0]}, tmp_path / "lora.safetensors")
+    with pytest.raises(UnsupportedError, match=reason):
+        load_lora(tmp_path / "lora.safetensors", {"text_encoder": model})
+
+
+def test_shapes_that_do_not_fit_are_refused(model, tmp_path):
+    a, b = down_and_up()
+    names = [f"text_encoder.{MODULE}.lora_{end}.weight" for end in "AB"]
+    for tensors in ((a, b[:, :1]), (a[:, :3].copy(), b)):
+        save_file(dict(zip(names, tensors)), tmp_path / "lora.safetensors")
+        with pytest.raises(ValueError, match=r"fit each other|change no kernel"):
+            load_lora(tmp_path / "lora.safetensors", {"text_encoder": model})
