@@ -1,6 +1,9 @@
 """A run's text encoder comes back as it was trained; the check of prompts tells them apart."""
 
 import dataclasses
+import json
+import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ import pytest
 
 import check_shapes
 import sample
+import train
 from config import Config, TextConfig
 from configs import CONFIGS
 from diffjax import data
@@ -116,6 +120,33 @@ def test_a_text_that_training_drops_is_the_empty_one(run):
     np.testing.assert_allclose(
         always({}, x, None, keys=keys, **texts), affine({}, x, None, **encode(["", ""])), rtol=1e-6
     )
+
+
+@pytest.mark.slow
+def test_the_scripts_train_sample_and_check_a_run(run, tmp_path, monkeypatch, capsys):
+    # the least network, and a text encoder that is there already: the scripts are tested here
+    shutil.copytree(run[0], tmp_path / "run")
+    scaled = lambda params, x, t, **told: params["scale"] * affine({}, x, t, **told)
+    least = Functional(lambda key: {"scale": jnp.array(0.5)}, scaled)
+    monkeypatch.setattr("train.make_network", lambda config: least)
+    monkeypatch.setattr("runs.make_network", lambda config: least)
+
+    def call(module, *words):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *words])
+        module.main()
+        return capsys.readouterr().out
+
+    folder = ("--workdir", str(tmp_path / "run"))
+    sizes = ("--text.features", "8", "--network.context.features", "8", "--batch-size", "4")
+    call(train, "shapes_text", *folder, *sizes, "--num-steps", "2", "--sampling.num-steps", "3")
+    assert (tmp_path / "run" / "samples_ddim.png").is_file()
+    words = ("--prompt", "two red circles", "--negative-prompt", "a blue square")
+    assert "Wrote 5 images" in call(sample, *folder, *words, "--num-samples", "5")
+    out = call(check_shapes, *folder, "--num-prompts", "6", "--batch-size", "4")
+    assert "relation" in out
+    figures = json.loads((tmp_path / "run" / "check_shapes.json").read_text())
+    assert figures["real, held_out"]["all"]["share"] == 1.0
+    assert figures["seen"]["all"]["prompts"] == 6
 
 
 def found(source, index):
