@@ -73,6 +73,15 @@ def _t2i_adapter(case: Case) -> dict[str, np.ndarray]:
     return {f"feature_{i}": first(each) for i, each in enumerate(features)}
 
 
+def _unet_video(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    # batch, channels, frames, height, width
+    x = np.moveaxis(case.inputs["sample"], 1, -1)
+    given, t = _given(case, model.config), case.inputs["timestep"]
+    y = jax.jit(model.network.apply)(model.params, x, t, **given)
+    return {"sample": np.moveaxis(y, -1, 1)}
+
+
 def _given(case: Case, config: UNetConfig) -> dict[str, Any]:
     """The arguments of a UNet besides the noisy input and the clock, by our names."""
     names = {
@@ -262,5 +271,7 @@ NETWORKS = {
     "UNet1DModel": _unet1d,
     "UNet2DConditionModel": _unet_condition,
     "UNet2DModel": _unet2d,
+    "UNet3DConditionModel": _unet_video,
+    "UNetMotionModel": _unet_video,
     "VQModel": _vq,
 }

@@ -23,16 +23,19 @@ class GaussianFourier(nnx.Module):
     Args:
       half: number of frequencies; the result is twice as wide.
       scale: 16 in NCSN++.
+      flip_sin_to_cos: cosines first.
     """
 
-    def __init__(self, half: int, scale: float, *, rngs: nnx.Rngs):
+    def __init__(self, half: int, scale: float, *, flip_sin_to_cos: bool = False, rngs: nnx.Rngs):
         self.frequencies = parameter(rngs, (half,), lambda u: scale * standard_normal(u))
+        self.flip_sin_to_cos = flip_sin_to_cos
 
     def __call__(self, t: Array) -> Array:
         """t: [B] -> [B, 2 half], float32."""
         frequencies = lax.stop_gradient(self.frequencies[...]).astype(jnp.float32)
         angles = 2.0 * math.pi * t.astype(jnp.float32)[:, None] * frequencies
-        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        waves = jnp.sin(angles), jnp.cos(angles)
+        return jnp.concatenate(waves[::-1] if self.flip_sin_to_cos else waves, axis=-1)
 
 
 def binary_waves(x: Array, exponents: Sequence[int]) -> Array:

@@ -73,6 +73,7 @@ class TransformerBlock(nnx.Module):
       make_norm: makes one of the norms.
       attn1, attn2, ff: the parts; attn2 None for a block without context.
       only_context: attn1 attends to the context too, and not to x.
+      pos_embed: adds positions to what the attentions see; None for none.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class TransformerBlock(nnx.Module):
         *,
         post_norm: bool = False,
         only_context: bool = False,
+        pos_embed: nnx.Module | None = None,
     ):
         self.norm1 = make_norm()
         self.attn1 = attn1
@@ -93,6 +95,7 @@ class TransformerBlock(nnx.Module):
         self.ff = ff
         self.post_norm = post_norm
         self.only_context = only_context
+        self.pos_embed = pos_embed
 
     def __call__(
         self,
@@ -104,10 +107,11 @@ class TransformerBlock(nnx.Module):
     ) -> Array:
         """x: [B, L, features]; context: [B, S, context_features]; biases of the logits."""
         seen = context if self.only_context else None
-        x = self._add(x, self.norm1, lambda h: self.attn1(h, seen, bias=bias))
+        place = (lambda h: h) if self.pos_embed is None else self.pos_embed
+        x = self._add(x, self.norm1, lambda h: self.attn1(place(h), seen, bias=bias))
         if self.attn2 is not None and self.norm2 is not None:
             cross = self.attn2
-            x = self._add(x, self.norm2, lambda h: cross(h, context, bias=context_bias))
+            x = self._add(x, self.norm2, lambda h: cross(place(h), context, bias=context_bias))
         return self._add(x, self.norm3, self.ff)
 
     def _add(self, x: Array, norm: nnx.Module, part: Callable[[Array], Array]) -> Array:

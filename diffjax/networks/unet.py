@@ -15,6 +15,7 @@ SDXL, arXiv:2307.01952; GLIDE, arXiv:2112.10741.
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -39,7 +40,8 @@ def unet(config: UNetConfig) -> Functional:
             -> [B, *spatial, out_channels] float32
 
     Arguments of apply:
-      x: [B, *spatial, in_channels], usually in [-1, 1].
+      x: [B, *spatial, in_channels], usually in [-1, 1]; [B, F, *spatial, in_channels] of networks
+        that mix frames.
       t: [B] clock, integers or floats.
       labels: [B] integers in 0 .. num_classes - 1, or num_classes, the null label, in networks
         with cond_drop_prob > 0; any other gives NaN. With another class_embedding than "table",
@@ -57,7 +59,6 @@ def unet(config: UNetConfig) -> Functional:
       hint: [B, 8 height, 8 width, 3].
       time_cond: [B, time_cond_features], which may be left out.
 
-    >>> import jax
     >>> config = UNetConfig(block_out_channels=(8, 8), attention=(False, True), num_groups=4)
     >>> init, apply = unet(config)
     >>> params = jax.eval_shape(init, jax.random.key(0))
@@ -97,12 +98,18 @@ class UNet(Encoder):
         label_keys, block_keys = split_keys(keys, [*blocks, *self.up_blocks], config.dropout)
         temb = self.embed(t, labels, label_keys, there).astype(config.dtype)
         x, told = self.prepare(x, there)
-        h, skips = self.encode(x, temb, block_keys, told, features=_cast(features, config.dtype))
+        images = x
+        if config.frames is not None:
+            images, temb, told = _frame_by_frame(x, temb, told)
+            block_keys = (_of_frames(each, x.shape[1]) for each in block_keys)
+        features = [feature.astype(config.dtype) for feature in features]
+        h, skips = self.encode(images, temb, block_keys, told, features=features)
         if residuals is not None:
             h, skips = _joined(h, skips, residuals)
         y = self._decode(h, skips, temb, block_keys, told).astype(jnp.float32)
+        y = y.reshape(*x.shape[:-1], -1)
         y = x + y if config.add_input else y
-        return y / t.reshape(-1, *(1,) * config.spatial_dims, 1) if config.sigma_clock else y
+        return y / t.reshape(-1, *(1,) * (y.ndim - 1)) if config.sigma_clock else y
 
     def _decode(self, h: Array, skips: list[Array], temb: Array, keys: Keys, told: Told) -> Array:
         """The way up, to an image in the dtype of the computation."""
@@ -129,5 +136,20 @@ def _joined(h: Array, skips: list[Array], residuals: Residuals) -> tuple[Array, 
     return h + middle.astype(h.dtype), added
 
 
-def _cast(arrays: Sequence[Array], dtype: str) -> list[Array]:
-    return [array.astype(dtype) for array in arrays]
+def _frame_by_frame(x: Array, temb: Array, told: Told) -> tuple[Array, Array, Told]:
+    """Fold the frames [B, F, H, W, C] into the batch, and repeat what all of them are told."""
+    count = x.shape[1]
+    repeat = lambda array: None if array is None else jnp.repeat(array, count, axis=0)
+    folded = x.reshape(-1, *x.shape[2:])
+    return (
+        folded,
+        jnp.repeat(temb, count, axis=0),
+        Told(repeat(told.context), repeat(told.bias), count),
+    )
+
+
+def _of_frames(keys: Array | None, count: int) -> Array | None:
+    """A key for each frame, from one for each video."""
+    if keys is None:
+        return None
+    return jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(-1)

@@ -10,7 +10,7 @@ from jax import Array
 
 from diffjax.networks import operations
 from diffjax.networks.attention import Attention
-from diffjax.networks.layers import Conv, GroupNorm, Linear, require_divisible, require_heads
+from diffjax.networks.layers import Conv, GroupNorm, Linear, require_heads
 from diffjax.networks.normalization import LayerNorm
 from diffjax.networks.transformer import FeedForward, TransformerBlock
 
@@ -105,7 +105,7 @@ class SpatialTransformer(nnx.Module):
 
     Args:
       channels: of input and output.
-      num_heads: a divisor of channels.
+      num_heads: of the blocks, which share out the channels.
       depth: number of blocks.
       context_features: of the tokens of the context.
       num_groups: of the GroupNorm in front.
@@ -132,45 +132,74 @@ class SpatialTransformer(nnx.Module):
         zero: bool,
         rngs: nnx.Rngs,
     ):
-        require_divisible(channels, num_heads, "the channels of a transformer", "num_heads")
+        if num_heads > channels:
+            raise ValueError(f"num_heads is {num_heads}, of a transformer of {channels} channels")
+        # channels that the heads cannot share out are left to the projections
+        inner = channels // num_heads * num_heads
 
-        def projection(**options) -> nnx.Module:
+        def projection(inputs: int, outputs: int, **options) -> nnx.Module:
             if linear:
-                return Linear(channels, channels, **options, rngs=rngs)
-            return Conv(channels, channels, (1,) * dims, **options, rngs=rngs)
+                return Linear(inputs, outputs, **options, rngs=rngs)
+            return Conv(inputs, outputs, (1,) * dims, **options, rngs=rngs)
 
         def block() -> TransformerBlock:
-            attention = lambda features, **options: Attention(
-                channels,
+            return block_of_attentions(
+                inner,
                 head_dim=channels // num_heads,
-                context_features=features,
-                bias=False,
-                **options,
-                rngs=rngs,
-            )
-            return TransformerBlock(
-                lambda: LayerNorm(channels, eps=EPS),
-                attention(context_features if only_context else None, identity=identity),
-                FeedForward(channels, 4 * channels, act="geglu", rngs=rngs),
-                attention(context_features),
+                context_features=context_features,
                 only_context=only_context,
+                identity=identity,
+                rngs=rngs,
             )
 
         # this eps, whatever the other norms of the network have
         self.norm = GroupNorm(channels, num_groups, eps=1e-6)
-        self.proj_in = projection()
+        self.proj_in = projection(channels, inner)
         self.transformer_blocks = nnx.List([block() for _ in range(depth)])
-        self.proj_out = projection(zero=zero)
+        self.proj_out = projection(inner, channels, zero=zero)
         self.remat = remat
 
     def __call__(self, x: Array, context: Array | None = None, bias: Array | None = None) -> Array:
         """x: [B, *spatial, channels]; context: [B, S, context_features]; bias: [B, 1, 1, S]."""
         h = self.proj_in(self.norm(x))
-        h = h.reshape(x.shape[0], -1, x.shape[-1])
+        shape = h.shape
+        h = h.reshape(x.shape[0], -1, shape[-1])
         for block in self.transformer_blocks:
             run = lambda h, context, bias, block=block: block(h, context, context_bias=bias)
             h = (jax.checkpoint(run) if self.remat else run)(h, context, bias)
-        return x + self.proj_out(h.reshape(x.shape))
+        return x + self.proj_out(h.reshape(shape))
+
+
+def block_of_attentions(
+    features: int,
+    *,
+    head_dim: int,
+    context_features: int | None = None,
+    only_context: bool = False,
+    identity: bool = False,
+    pos_embed: nnx.Module | None = None,
+    rngs: nnx.Rngs,
+) -> TransformerBlock:
+    """A block of self-attention, attention to a context or again to itself, and a gated network."""
+
+    def attention(context: int | None, **options) -> Attention:
+        return Attention(
+            features,
+            head_dim=head_dim,
+            context_features=context,
+            bias=False,
+            **options,
+            rngs=rngs,
+        )
+
+    return TransformerBlock(
+        lambda: LayerNorm(features, eps=EPS),
+        attention(context_features if only_context else None, identity=identity),
+        FeedForward(features, 4 * features, act="geglu", rngs=rngs),
+        attention(context_features),
+        only_context=only_context,
+        pos_embed=pos_embed,
+    )
 
 
 def _context_norm(kind: str | None, features: int) -> nnx.Module | None:

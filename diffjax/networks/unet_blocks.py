@@ -1,12 +1,11 @@
 """The blocks of a UNet: one level on the way down, the middle, one level on the way up.
 
 Each takes `keys`, an iterator over one [B] array of PRNG keys for each residual block in the order
-of computation, or over None where nothing is random, and `told`, what the attentions see besides:
-the tokens of a context and the bias of those that are hidden, or None for either.
+of computation, or over None where nothing is random, and `told`, what the attentions see besides.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +23,30 @@ from diffjax.networks.pyramids import InputPyramid, OutputPyramid
 from diffjax.networks.unet_attention import SelfAttention, SpatialTransformer
 from diffjax.networks.unet_config import INSIDE, UNetConfig
 from diffjax.networks.unet_context import at_level
+from diffjax.networks.unet_frames import TemporalConv, TemporalTransformer
 
 Keys = Iterator[Array | None]
-Told = tuple[Array | None, Array | None]
 Attention = SelfAttention | SpatialTransformer
 
 # of the norm in front of attention that a context extends
 EXTENDED_EPS = 1e-5
+
+
+class Told(NamedTuple):
+    """What the attentions see besides.
+
+    Attributes:
+      context: [B, S, features] tokens.
+      bias: [B, 1, 1, S] of the logits, which hides some of them.
+      frames: how many of the batch, one after the other, are a video.
+    """
+
+    context: Array | None = None
+    bias: Array | None = None
+    frames: int = 1
+
+
+NOTHING = Told()
 
 
 class DownBlock(nnx.Module):
@@ -43,6 +59,8 @@ class DownBlock(nnx.Module):
         self.resnets = _residual_blocks(config, inputs, width, rngs)
         depths = _depths(config, level, layers * bool(attention))
         self.attentions = _attentions(config, attention, level, depths, rngs)
+        mixing = _mixing(config, level, layers, bool(attention), rngs)
+        self.temp_convs, self.temp_attentions, self.motion_modules = mixing
         self.attends = attention == "transformer"
         self.kind = at_level(config.downsample, level) if level < last else None
         self.downsamplers = nnx.List(self._downsamplers(config, width, rngs))
@@ -64,7 +82,7 @@ class DownBlock(nnx.Module):
         h: Array,
         temb: Array,
         keys: Keys,
-        told: Told = (None, None),
+        told: Told = NOTHING,
         image: Array | None = None,
         feature: Array | None = None,
     ) -> tuple[Array, list[Array], Array | None]:
@@ -73,9 +91,8 @@ class DownBlock(nnx.Module):
         feature: joins the output of the last transformer; without transformers that of the block.
         """
         kept = []
-        for index, resnet in enumerate(self.resnets):
-            attention = self.attentions[index] if self.attentions else None
-            h = _layer(resnet, attention, self.remat)(h, temb, next(keys), told)
+        for index in range(len(self.resnets)):
+            h = _nth(self, index, told.frames)(h, temb, next(keys), told)
             kept.append(h)
         if self.attends and feature is not None:
             kept[-1] = h = h + feature
@@ -117,12 +134,13 @@ class MidBlock(nnx.Module):
             changes |= {"only_context": only, "num_groups": own["num_groups"]}
         depths = _depths(config, level, count)
         self.attentions = _attentions(config, kind, level, depths, rngs, **changes)
+        mixing = _mixing(config, level, len(inputs), bool(kind), rngs, where="mid")
+        self.temp_convs, self.temp_attentions, self.motion_modules = mixing
         self.remat = config.remat
 
-    def __call__(self, h: Array, temb: Array, keys: Keys, told: Told = (None, None)) -> Array:
-        for index, resnet in enumerate(self.resnets):
-            attention = self.attentions[index] if index < len(self.attentions) else None
-            h = _layer(resnet, attention, self.remat)(h, temb, next(keys), told)
+    def __call__(self, h: Array, temb: Array, keys: Keys, told: Told = NOTHING) -> Array:
+        for index in range(len(self.resnets)):
+            h = _nth(self, index, told.frames)(h, temb, next(keys), told)
         return h
 
 
@@ -140,6 +158,8 @@ class UpBlock(nnx.Module):
         self.resnets = _residual_blocks(config, inputs, width, rngs, input_groups=joined)
         depths = _depths(config, level, attended, up=True)
         self.attentions = _attentions(config, attention, level, depths, rngs)
+        mixing = _mixing(config, level, count, bool(attention), rngs, where="up")
+        self.temp_convs, self.temp_attentions, self.motion_modules = mixing
         self.kind = at_level(config.upsample, level) if level > 0 else None
         self.upsamplers = nnx.List(self._upsamplers(config, width, rngs))
         joins = config.progressive_output and self.kind is not None
@@ -161,15 +181,14 @@ class UpBlock(nnx.Module):
         temb: Array,
         keys: Keys,
         size: Sequence[int],
-        told: Told = (None, None),
+        told: Told = NOTHING,
         image: Array | None = None,
     ) -> tuple[Array, Array | None]:
         """Returns h and the image of all levels so far, both at `size`."""
         unattended = len(self.resnets) - len(self.attentions)
-        for index, resnet in enumerate(self.resnets):
-            attention = self.attentions[index - unattended] if index >= unattended else None
+        for index in range(len(self.resnets)):
             h = jnp.concatenate([h, skips[-1 - index]], axis=-1)
-            h = _layer(resnet, attention, self.remat)(h, temb, next(keys), told)
+            h = _nth(self, index, told.frames, unattended)(h, temb, next(keys), told)
         if self.kind is None:
             return h, image
         if self.pyramid is not None:
@@ -184,23 +203,84 @@ class UpBlock(nnx.Module):
         return _layer(self.upsamplers[0], None, self.remat, size)(h, temb, next(keys))
 
 
-def _layer(
-    resnet: ResidualBlock, attention: Attention | None, remat: bool, size: Sequence[int] = ()
+def _nth(
+    block: DownBlock | MidBlock | UpBlock, index: int, frames: int, unattended: int = 0
 ) -> Callable[..., Array]:
-    """A residual block and the attention behind it, rematerialised as one if asked."""
+    """The layers of a block that belong to its index-th residual block."""
+    pick = lambda modules, at: modules[at] if 0 <= at < len(modules) else None
+    attention = pick(block.attentions, index - unattended)
+    conv = pick(block.temp_convs, index)
+    mixer = pick([*block.temp_attentions, *block.motion_modules], index)
+    mixing = (conv, mixer, frames)
+    return _layer(block.resnets[index], attention, block.remat, mixing=mixing)
+
+
+def _layer(
+    resnet: ResidualBlock,
+    attention: Attention | None,
+    remat: bool,
+    size: Sequence[int] = (),
+    mixing: tuple = (None, None, 1),
+) -> Callable[..., Array]:
+    """A residual block and the attention behind it, rematerialised as one if asked.
+
+    mixing: what mixes frames behind either, and their number.
+    """
+    conv, mixer, frames = mixing
 
     def block(h: Array, temb: Array, keys: Array | None) -> Array:
-        return resnet(h, temb, keys, size)
+        h = resnet(h, temb, keys, size)
+        return h if conv is None else conv(h, frames)
 
-    def run(h: Array, temb: Array, keys: Array | None, told: Told = (None, None)) -> Array:
+    def run(h: Array, temb: Array, keys: Array | None, told: Told = NOTHING) -> Array:
         h = block(h, temb, keys)
-        return h if attention is None else attention(h, *told)
+        h = h if attention is None else attention(h, told.context, told.bias)
+        return h if mixer is None else mixer(h, frames)
 
-    if isinstance(attention, SpatialTransformer):
-        # its blocks are many, and each is rematerialised by itself
+    if isinstance(attention, SpatialTransformer) or mixer is not None:
+        # their blocks are many, and each is rematerialised by itself
         block = jax.checkpoint(block) if remat else block
         return run
     return jax.checkpoint(run) if remat else run
+
+
+def _mixing(
+    config: UNetConfig,
+    level: int,
+    layers: int,
+    attended: bool,
+    rngs: nnx.Rngs,
+    where: str = "down",
+) -> tuple[nnx.List, nnx.List, nnx.List]:
+    """What mixes frames behind residual blocks, transformers and whole layers of a level."""
+    frames = config.frames
+    if frames is None:
+        return nnx.List([]), nnx.List([]), nnx.List([])
+    channels, zero = config.block_out_channels[level], config.zero_init
+
+    def transformer(depth: int, max_frames: int | None = None) -> TemporalTransformer:
+        return TemporalTransformer(
+            channels,
+            num_heads=at_level(frames.num_heads, level),
+            depth=depth,
+            num_groups=config.num_groups,
+            max_frames=max_frames,
+            remat=config.remat,
+            zero=zero,
+            rngs=rngs,
+        )
+
+    depths = frames.up_depth if where == "up" and frames.up_depth is not None else frames.depth
+    of_level = frames.mid_depth if where == "mid" else at_level(depths, level)
+    # the last residual block of the middle has nothing behind it
+    count = layers - (where == "mid")
+    each = [at_level(of_level, layer) for layer in range(count)] if of_level else []
+    if frames.kind == "motion":
+        motions = [transformer(depth, frames.max_frames) for depth in each]
+        return nnx.List([]), nnx.List([]), nnx.List(motions)
+    convs = [TemporalConv(channels, config.num_groups, zero=zero, rngs=rngs) for _ in range(layers)]
+    mixers = [transformer(depth) for depth in each] if attended else []
+    return nnx.List(convs), nnx.List(mixers), nnx.List([])
 
 
 def _residual_block(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from diffjax.networks.activations import ACTIVATIONS
 from diffjax.networks.layers import require_divisible, require_heads
 from diffjax.networks.unet_context import HINT_CHANNELS, ContextConfig, PerLevel, at_level
+from diffjax.networks.unet_frames import FramesConfig
 
 # how a level is halved or doubled: inside a residual block, or between the blocks
 INSIDE = ("resnet", "biggan", "fir")
@@ -84,7 +85,8 @@ class UNetConfig:
         or "learned" (a table of num_times steps).
       time_scale: the clock t is multiplied by it; 1000 for a clock in [0, 1].
       sigma_clock: the clock is a sigma: its logarithm is embedded, and the output is divided by it.
-      flip_sin_to_cos, freq_shift: of the sinusoidal features, see `sinusoidal_features`.
+      flip_sin_to_cos, freq_shift: of the sinusoidal features, see `sinusoidal_features`; the
+        random frequencies are flipped too.
       fourier_scale: standard deviation of the random frequencies.
       num_times: rows of the learned table.
       num_classes: number of labels; None for a network without labels.
@@ -102,6 +104,7 @@ class UNetConfig:
       add_input: add the input to the output.
       end_windows: of the first and the last convolution, odd numbers.
       context: what else the network is told, and how it attends to it; None for nothing.
+      frames: how the frames of a video are mixed; None for a network of images.
       spatial_dims: 1, 2 or 3 spatial axes.
       zero_init: start the residual branches and the output at zero.
       dtype: of the computation, "float32" or "bfloat16"; params, time embedding, normalisation
@@ -161,6 +164,7 @@ class UNetConfig:
     add_input: bool = False
     end_windows: tuple[int, int] = (3, 3)
     context: ContextConfig | None = None
+    frames: FramesConfig | None = None
     spatial_dims: int = 2
     zero_init: bool = True
     dtype: str = "float32"
@@ -251,6 +255,8 @@ def _check_ranges(config: UNetConfig) -> None:
         value = getattr(config, name)
         if min(value if isinstance(value, tuple) else (value,)) < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
+    if config.frames is not None and config.spatial_dims != 2:
+        raise ValueError(f"frames are of 2 axes; spatial_dims is {config.spatial_dims}")
     if any(window % 2 == 0 for window in config.end_windows):
         raise ValueError(f"end_windows is {config.end_windows}; the windows must be odd")
     for name in ("dropout", "cond_drop_prob"):

@@ -14,7 +14,7 @@ from diffjax.networks.activations import activation
 from diffjax.networks.attention import padding_bias
 from diffjax.networks.embeddings import GaussianFourier, binary_waves, drop_labels
 from diffjax.networks.layers import Conv, Embedding, Linear, TimeEmbedding, sinusoidal_features
-from diffjax.networks.unet_blocks import DownBlock, Keys, MidBlock, Told
+from diffjax.networks.unet_blocks import NOTHING, DownBlock, Keys, MidBlock, Told
 from diffjax.networks.unet_conditioning import (
     ImageVector,
     added_embedding,
@@ -22,6 +22,7 @@ from diffjax.networks.unet_conditioning import (
     text_and_numbers,
 )
 from diffjax.networks.unet_config import INSIDE, UNetConfig
+from diffjax.networks.unet_frames import TemporalTransformer
 
 # the logits of tokens that a mask hides; a context of which all is hidden is seen as it is
 HIDDEN = -10000.0
@@ -35,6 +36,16 @@ class Encoder(nnx.Module):
         window = (config.end_windows[0],) * config.spatial_dims
         inputs = config.patch_channels(config.in_channels * (1 + 2 * len(config.input_waves)))
         self.conv_in = Conv(inputs, config.first_channels, window, rngs=rngs)
+        if config.frames is not None and config.frames.first_head_dim is not None:
+            self.transformer_in = TemporalTransformer(
+                config.first_channels,
+                num_heads=8,
+                head_dim=config.frames.first_head_dim,
+                depth=1,
+                num_groups=config.num_groups,
+                zero=config.zero_init,
+                rngs=rngs,
+            )
         self._add_embeddings(config, rngs)
         levels = range(len(config.block_out_channels))
         self.down_blocks = nnx.List([DownBlock(config, level, rngs=rngs) for level in levels])
@@ -45,7 +56,8 @@ class Encoder(nnx.Module):
         width, features = config.first_channels, config.time_embedding_features
         act, context = config.outer_activation, config.context
         if config.time_embedding == "fourier":
-            self.time_proj = GaussianFourier(width, config.fourier_scale, rngs=rngs)
+            flip, scale = config.flip_sin_to_cos, config.fourier_scale
+            self.time_proj = GaussianFourier(width, scale, flip_sin_to_cos=flip, rngs=rngs)
             width = 2 * width
         elif config.num_times is not None:
             self.time_proj = Embedding(config.num_times, width, rngs=rngs)
@@ -67,7 +79,7 @@ class Encoder(nnx.Module):
         x: Array,
         temb: Array,
         keys: Keys,
-        told: Told = (None, None),
+        told: Told = NOTHING,
         *,
         joined: Array | None = None,
         features: Sequence[Array] = (),
@@ -81,6 +93,8 @@ class Encoder(nnx.Module):
         image = self._to_patches(x)
         h = self.conv_in(self._to_patches(binary_waves(x, self.config.input_waves)))
         h = h if joined is None else h + joined
+        if self.config.frames is not None and self.config.frames.first_head_dim is not None:
+            h = self.transformer_in(h, told.frames)
         skips, features = [h], list(features)
         for block in self.down_blocks:
             feature = features.pop(0) if features else None
@@ -107,7 +121,7 @@ class Encoder(nnx.Module):
             inputs = [] if image is None or context.projection == "text" else [image.astype(dtype)]
             tokens = project(*inputs, *([] if tokens is None else [tokens]))
         mask = given.get("context_mask")
-        return x, (tokens, None if mask is None else padding_bias(mask, HIDDEN))
+        return x, Told(tokens, None if mask is None else padding_bias(mask, HIDDEN))
 
     def embed(
         self,
@@ -195,15 +209,17 @@ def check_inputs(
     config: UNetConfig, x: Array, t: Array, labels: Array | None, given: Mapping[str, Any]
 ) -> dict[str, Array]:
     """Raise if the arguments of a UNet do not fit it; returns those of `given` that are there."""
-    if x.ndim != config.spatial_dims + 2 or x.shape[-1] != config.given_channels:
-        axes = ", ".join(["height", "width", "depth"][: config.spatial_dims])
+    sides, of_frames = x.shape[-1 - config.spatial_dims : -1], config.frames is not None
+    if x.ndim != config.spatial_dims + 2 + of_frames or x.shape[-1] != config.given_channels:
+        names = ["frames"] * of_frames + ["height", "width", "depth"][: config.spatial_dims]
+        axes = ", ".join(names)
         raise ValueError(f"x is {x.shape}; the network takes [B, {axes}, {config.given_channels}]")
     if t.shape != x.shape[:1]:
         raise ValueError(
             f"t is {t.shape}; the network takes one clock for each of {len(x)} samples"
         )
     smallest = config.patch_size * 2 ** (len(config.block_out_channels) - 1)
-    if min(x.shape[1:-1]) < smallest or any(n % config.patch_size for n in x.shape[1:-1]):
+    if min(sides) < smallest or any(n % config.patch_size for n in sides):
         raise ValueError(
             f"x is {x.shape}; its sides must be multiples of patch_size ({config.patch_size}) and "
             f"at least {smallest}, to be halved {len(config.block_out_channels) - 1} times"

@@ -25,6 +25,7 @@ from diffjax.pretrained.t2i_adapter import T2I_ADAPTER
 from diffjax.pretrained.text_encoders import TEXT_ENCODERS
 from diffjax.pretrained.unet1d import UNET_1D
 from diffjax.pretrained.unet_condition import UNET_CONDITION
+from diffjax.pretrained.unet_video import UNET_3D, UNET_MOTION
 from diffjax.pretrained.weights import UnsupportedError, from_params, renamer, to_params
 from diffjax.training.sharding import Rule, params_sharding
 
@@ -35,6 +36,8 @@ ARCHITECTURES = (
     *DIFFUSION_TRANSFORMERS,
     UNET_1D,
     UNET_CONDITION,
+    UNET_3D,
+    UNET_MOTION,
     CONTROLNET,
     T2I_ADAPTER,
 )

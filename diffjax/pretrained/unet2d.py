@@ -154,7 +154,8 @@ def unet2d_config(
         time_embedding=TIME_EMBEDDINGS[saved["time_embedding_type"]],
         sigma_clock=saved["time_embedding_type"] == "fourier",
         num_times=saved["num_train_timesteps"] if learned else None,
-        flip_sin_to_cos=saved["flip_sin_to_cos"],
+        # random frequencies are in one order there, whatever this key says
+        flip_sin_to_cos=saved["flip_sin_to_cos"] and saved["time_embedding_type"] != "fourier",
         freq_shift=saved["freq_shift"],
         num_classes=None if saved["class_embed_type"] else saved["num_class_embeds"],
         class_embedding=saved["class_embed_type"] or "table",

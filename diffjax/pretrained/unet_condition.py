@@ -204,12 +204,25 @@ def _read(saved: Mapping[str, Any]) -> dict[str, Any]:
         )
     return {
         **fields,
+        **_read_time(saved),
         "up_attention": tuple(attention for attention, _ in up),
         "upsample": tuple(resize for _, resize in up),
         "residual_scale": scale,
         "plain_time": plain,
         "end_windows": (saved["conv_in_kernel"], saved["conv_out_kernel"]),
     }
+
+
+def _read_time(saved: Mapping[str, Any]) -> dict[str, Any]:
+    features = saved["time_embedding_dim"]
+    if saved["time_embedding_type"] == "positional":
+        return {"time_features": features}
+    only = 2 * saved["block_out_channels"][0]
+    if features not in (None, only):
+        raise UnsupportedError(
+            f"config.json: time_embedding_dim is {features} of 'fourier'; supported: {only}, None"
+        )
+    return {"time_embedding": "fourier", "time_features": only, "fourier_scale": 1.0}
 
 
 def _write(config: UNetConfig) -> dict[str, Any]:
@@ -226,6 +239,8 @@ def _write(config: UNetConfig) -> dict[str, Any]:
         "mid_block_only_cross_attention": context.mid_only_context,
         "cross_attention_norm": _name(CONTEXT_NORMS, context.norm),
         "time_cond_proj_dim": context.time_cond_features,
+        "time_embedding_type": "fourier" if config.time_embedding == "fourier" else "positional",
+        "time_embedding_dim": config.time_features,
         "resnet_out_scale_factor": round(1 / config.residual_scale, 12),
         "resnet_skip_time_act": config.plain_time,
         "conv_in_kernel": config.end_windows[0],
@@ -253,8 +268,8 @@ UNET_CONDITION = Architecture(
         "resnet_skip_time_act": Key(False),
         "conv_in_kernel": Key(3),
         "conv_out_kernel": Key(3),
-        "time_embedding_type": Key("positional", only=("positional",)),
-        "time_embedding_dim": Key(None, "time_features"),
+        "time_embedding_type": Key("positional", only=("positional", "fourier")),
+        "time_embedding_dim": Key(None),
         "time_embedding_act_fn": Key(None, only=(None,)),
         "timestep_post_act": Key(None, only=(None,)),
         "dual_cross_attention": Key(False, only=(False,)),
