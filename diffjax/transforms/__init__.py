@@ -1,6 +1,7 @@
 """Functions from a denoiser to a denoiser, and from a solver to a solver."""
 
 from diffjax.transforms import operators
+from diffjax.transforms.adversarial import pgd_attack
 from diffjax.transforms.blur import blur_guidance
 from diffjax.transforms.classifier import (
     class_log_prob,
@@ -80,6 +81,7 @@ __all__ = [
     "one_by_one",
     "operators",
     "patch_statistics",
+    "pgd_attack",
     "pigdm",
     "ramp",
     "renoising",

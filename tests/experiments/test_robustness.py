@@ -1,0 +1,86 @@
+"""The script on robustness, with classifiers and a diffusion model that cost nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import robustness
+from configs import CONFIGS
+from diffjax.networks import Functional
+from runs import Run
+
+
+def denoiser(params, x, t, *, labels):
+    return params * x
+
+
+def linear(params, x, t, *, keys=None):
+    return x.reshape(len(x), -1) @ params
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys):
+    """Run a command; the numbers of its table, by the names of the rows."""
+    run = Run(CONFIGS["digits"], Functional(None, denoiser), jnp.array(0.3), 1)
+    monkeypatch.setattr(robustness, "load_run", lambda *_: run)
+    network = Functional(lambda key: 0.01 * jax.random.normal(key, (64, 10)), linear)
+    monkeypatch.setattr(robustness, "make_classifier", lambda: network)
+    monkeypatch.chdir(tmp_path)
+
+    def call(command, *words):
+        monkeypatch.setattr("sys.argv", ["robustness.py", command, *words])
+        robustness.main()
+        rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]
+        return {row[1].strip(): float(row[2]) for row in rows}
+
+    return call
+
+
+QUICK = ("--num-seeds", "2", "--num-steps", "60", "--num-tested", "100")
+
+
+@pytest.mark.slow
+def test_an_attack_costs_accuracy_and_all_rows_are_there(call):
+    call("split", "--num-train", "200")
+    flags = ("--workdir", "run", *QUICK, "--grid-steps", "4", "--strength", "0.25")
+    found = call("purify", *flags)
+    assert list(found) == [
+        "as they are", "attacked", "attacked and purified", "purified alone",
+    ]  # fmt: skip
+    assert found["as they are"] > 50.0
+    assert found["attacked"] < found["as they are"] - 10.0
+    unharmed = call("purify", *flags, "--radius", "0.0")
+    assert unharmed["attacked"] == unharmed["as they are"] == found["as they are"]
+
+
+def test_wrong_synthetic_digits_cost_accuracy_and_the_training_set_is_not_tested(call):
+    call("split", "--num-train", "200", "--output", "few.npz")
+    images, labels = robustness.all_digits()
+    np.savez("wrong.npz", images=images[200:300], labels=9 - labels[200:300])
+    found = call("augment", "--synthetic", "wrong.npz", *QUICK)
+    real, augmented = found.values()
+    assert list(found) == ["200 real digits", "and 100 synthetic ones"]
+    assert augmented < real - 10.0
+    np.savez("all.npz", images=images, labels=labels)
+    with pytest.raises(ValueError, match="holds all the digits"):
+        call("augment", "--real", "all.npz", "--synthetic", "wrong.npz", *QUICK)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("split", "--num-train", "3"), "--num-train is 3"),
+        (("augment", "--synthetic", "x.npz", "--num-seeds", "1"), "a spread needs at least 2"),
+        (("augment", "--synthetic", "x.npz", "--share", "1.0"), "--share is 1.0"),
+    ],
+)
+def test_what_cannot_be_is_refused(call, words, message):
+    with pytest.raises(ValueError, match=message):
+        call(*words)
+
+
+def test_pictures_that_are_no_digits_are_refused(call, tmp_path):
+    np.savez(tmp_path / "wide.npz", images=np.zeros((2, 8, 9, 1), np.uint8))
+    with pytest.raises(ValueError, match="needed are labelled 8x8 digits"):
+        robustness.read_digits(tmp_path / "wide.npz")
