@@ -32,6 +32,8 @@ RATIOS: dict[str, Callable[..., Any]] = {
     "karras": sigma_grids.karras_ratios,
     "exponential": sigma_grids.exponential_ratios,
     "beta": sigma_grids.beta_ratios,
+    "shifted": sigma_grids.shifted_ratios,
+    "aligned": sigma_grids.aligned_ratios,
 }
 
 

@@ -163,6 +163,11 @@ def dpm_singlestep(
         row = transfer(block.start, next_, predict, float(stochastic))
         lambda_ = half_logsnr(block.start)
         h = half_logsnr(next_) - lambda_
+        # levels that are visited twice are one node
+        newest, oldest = block.lambdas
+        distinct = newest != lambda_
+        both = distinct & (oldest != newest) & (oldest != lambda_)
+        used = jnp.minimum(used, 1 + distinct.astype(jnp.int32) + both.astype(jnp.int32))
         history = History(block.count, block.later, block.lambdas, jnp.ones(2, bool))
         arguments = block.value, history, lambda_, h, row
         mean = extrapolate(*arguments, RULES[rule], used)
