@@ -8,7 +8,8 @@ Two figures, each the mean over the images with its standard error, smaller bein
 - flow: by the probability flow, on images dequantised uniformly. An upper bound of -log2 P, but
   for the error of the integrator and the noise of the trace.
 - bound: the variational bound of the sampling chain for a run whose schedule is a table, the bound
-  in continuous time for the others, and its parts.
+  in continuous time for the others, and its parts. The latter begins where the noise is so small
+  that it hides no value of the data.
 
 A run with classes is asked for the probability of an image given its class. A figure of images
 that the run was trained on says nothing: see its `--data.split`.
@@ -48,9 +49,6 @@ INTEGRATORS = {"runge_kutta": dj.runge_kutta, "dormand_prince": dj.dormand_princ
 
 PARTS = ("prior", "diffusion", "reconstruction")
 FIGURES = ("flow", "bound", *PARTS)
-
-# sigma / alpha at which data counts as clean, for bounds that are infinite at 0
-CLEAN = 1e-3
 
 # (params, keys [b], x0 [b, ...], labels [b]) -> figures [b] by name
 Measure = Callable[[Any, Array, Array, Array | None], dict[str, Array]]
@@ -121,7 +119,7 @@ def measure_bound(run: Run, args: Args) -> Measure:
     # only the chain of a table has a variance to learn
     options = SampleOptions("ddim" if steps is None else "ddpm", clip=config.sampling.clip)
     denoiser = sampling_denoiser(config, run.network, options)
-    start = None if steps else clean_time(untrained)
+    start = None if steps else clean_time(untrained, bins)
 
     def of_table(params, keys, x0, labels):
         bound = dj.variational_bound(
@@ -147,11 +145,16 @@ def measure_bound(run: Run, args: Args) -> Measure:
     return measure
 
 
-def clean_time(schedule: Schedule) -> float | None:
-    """The time at which a schedule is as clean as `CLEAN`; None if it never is."""
-    if ratio_of(cleanest_level(schedule)) >= CLEAN:
+def clean_time(schedule: Schedule, num_bins: int) -> float | None:
+    """The time before which there is nothing to denoise; None if the schedule begins after it.
+
+    It is where the values of the data are six standard deviations of the noise apart, so that the
+    decoder tells them by itself: sigma / alpha = 0.0013 for 256 values, where VDM begins.
+    """
+    ratio = 2.0 / (num_bins - 1) / 6.0
+    if ratio_of(cleanest_level(schedule)) >= ratio:
         return None
-    return float(time_at(schedule, jnp.asarray(CLEAN)))
+    return float(time_at(schedule, jnp.asarray(ratio)))
 
 
 MEASURES = {"flow": measure_flow, "bound": measure_bound}
