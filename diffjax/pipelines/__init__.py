@@ -11,14 +11,25 @@ from diffjax.pipelines.pictures import (
 from diffjax.pipelines.plan import Plan, make_plan
 from diffjax.pipelines.registry import SYSTEMS, make_system
 from diffjax.pipelines.system import Inputs, System
-from diffjax.pipelines.tasks import encode, img2img, inpaint, start_noise, txt2img, walk
+from diffjax.pipelines.tasks import (
+    conditioning,
+    denoiser,
+    encode,
+    img2img,
+    inpaint,
+    start_noise,
+    txt2img,
+    walk,
+)
 
 __all__ = [
     "SYSTEMS",
     "Inputs",
     "Plan",
     "System",
+    "conditioning",
     "control_times",
+    "denoiser",
     "encode",
     "img2img",
     "inpaint",

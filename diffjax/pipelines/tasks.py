@@ -71,16 +71,39 @@ def walk(
     Returns:
       [B, h, w, channels] at the last level.
     """
-    make: Any = make_learned_variance_denoiser if system.learned_variance else make_denoiser
-    denoiser = partial(make, system.apply, params, system.parameterization)
-    estimates = in_one_call(denoiser, *_conditioning(system, params, conditions))
-    if guidance is not None:
-        denoise: Any = guide(estimates, guidance)
-    elif len(conditions) == 1:
-        denoise = lambda x, level: estimates(x, level)[0]
-    else:
-        denoise = estimates
+    told = conditioning(system, params, conditions)
+    denoise = denoiser(system, params, told, guidance)
     return sample(keys, x, denoise, solver, levels, on_step=on_step)
+
+
+def conditioning(
+    system: System, params: Params, conditions: Sequence[Inputs]
+) -> list[dict[str, Any]]:
+    """What the network is told under each condition, from one call of the encoders for all."""
+    count = len(conditions)
+    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *conditions)
+    told = system.condition(params, joined)
+    return [jax.tree.map(lambda leaf, i=i: jnp.split(leaf, count)[i], told) for i in range(count)]
+
+
+def denoiser(
+    system: System,
+    params: Params,
+    told: Sequence[dict[str, Any]],
+    guidance: Guidance | None = None,
+) -> Any:
+    """The denoiser of a system under conditions, guided; its network is called once for all.
+
+    Args:
+      told: from `conditioning`.
+      guidance: see `walk`; without it, the estimates of several conditions are for a solver that
+        guides on its own.
+    """
+    make: Any = make_learned_variance_denoiser if system.learned_variance else make_denoiser
+    estimates = in_one_call(partial(make, system.apply, params, system.parameterization), *told)
+    if guidance is not None:
+        return guide(estimates, guidance)
+    return estimates if len(told) > 1 else lambda x, level: estimates(x, level)[0]
 
 
 def txt2img(
@@ -230,16 +253,6 @@ def shrink_mask(mask: Array, shape: tuple[int, ...]) -> Array:
     """A mask [B, H, W, 1] at the size of latents, [B, h, w, 1]: the first pixel of each block."""
     rows, columns = mask.shape[1] // shape[0], mask.shape[2] // shape[1]
     return mask[:, ::rows, ::columns]
-
-
-def _conditioning(
-    system: System, params: Params, conditions: Sequence[Inputs]
-) -> list[dict[str, Any]]:
-    """What the network is told under each condition, from one call of the encoders for all."""
-    count = len(conditions)
-    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *conditions)
-    told = system.condition(params, joined)
-    return [jax.tree.map(lambda leaf, i=i: jnp.split(leaf, count)[i], told) for i in range(count)]
 
 
 def _first(levels: NoiseLevel) -> NoiseLevel:

@@ -1,0 +1,327 @@
+"""Images from prompts, with a saved model of diffusers' format.
+
+    python experiments/text_to_image.py --model FOLDER --prompt "a red cat (on a mat:1.3)"
+
+A seed gives the same images, whatever the batch size and the number of devices. Prompt, seed and
+settings stand in each picture. Compiled programs are kept for the next start.
+"""
+
+import dataclasses
+import inspect
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+import diffjax as dj
+from choices import build
+from cli import parse_args, run_script
+from diffjax import pipelines
+from diffjax.core.keys import fold_in_each, sample_keys
+from diffjax.core.levels import add_noise
+from diffjax.pipelines import Plan, System
+from diffjax.pretrained import Components, Scheduler, find_folder, load_components, read_scheduler
+from diffjax.pretrained.lora import load_lora, merge_lora
+from diffjax.pretrained.schedulers import SCHEDULER_FILE
+from diffjax.solvers import SOLVERS
+from diffjax.training import batch_sharding, make_mesh, replicated
+from prompt_line import fit_size, parse_prompt_line
+
+
+@dataclass(frozen=True)
+class Args:
+    """Images from prompts, with a saved model of diffusers' format."""
+
+    model: str
+    """a folder with model_index.json, or the name of a repository of the Hugging Face hub"""
+    prompt: str = ""
+    """what to show; (words:1.3) count more, (words:0.7) less; may end with --ar W:H, --seed N,
+    --no THINGS, --iw SHARE, --stylize N"""
+    negative_prompt: str | None = None
+    """what not to show"""
+    label: int | None = None
+    """a class in the place of a prompt, for models of classes"""
+    seed: int = 0
+    """image i of a seed is always the same"""
+    num_steps: int = 30
+    """steps from noise to image"""
+    guidance_scale: float = 7.0
+    """classifier-free guidance, or what a distilled network is told; 1 is off"""
+    guidance_rescale: float = 0.0
+    """against over-exposure: share of the guided estimate that gets the spread of the other"""
+    solver: str | None = None
+    """by default the model's own; the class of another scheduler (EulerDiscreteScheduler), or a
+    solver of diffjax (dpmpp_2m, unipc, ddim(eta=0.5), ...) on the model's own grid"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of weights and computation"""
+    height: int | None = None
+    """by default the model's own"""
+    width: int | None = None
+    """by default the model's own"""
+    num_images: int = 1
+    """how many"""
+    batch_size: int = 4
+    """images computed at once"""
+    image: Path | None = None
+    """a picture to start from"""
+    strength: float = 0.6
+    """how much of it is made anew, in (0, 1]"""
+    lora: tuple[str, ...] = ()
+    """LoRA files, each FILE or FILE:SCALE"""
+    emphasis: bool = True
+    """whether parentheses in prompts give weights"""
+    variant: str | None = None
+    """which copy of the weights, such as fp16"""
+    output: Path = Path("images")
+    """folder of the pictures"""
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Say what takes time, and how much it took."""
+    print(f"{what} ...", end="", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
+
+
+def merge_line(args: Args) -> Args:
+    """The settings of a prompt's line in their places; only the aspect ratio is left for later."""
+    line = parse_prompt_line(args.prompt)
+    changes: dict[str, Any] = {"prompt": line.prompt}
+    if line.seed is not None:
+        changes["seed"] = line.seed
+    if line.negative is not None:
+        changes["negative_prompt"] = line.negative
+    if line.image_weight is not None:
+        changes["strength"] = 1.0 - line.image_weight
+    if line.stylize is not None:
+        changes["guidance_scale"] = 1.0 + (args.guidance_scale - 1.0) * line.stylize / 100.0
+    return dataclasses.replace(args, **changes)
+
+
+def check_args(args: Args) -> None:
+    """Refuse before any work what cannot be done."""
+    for name in ("num_steps", "num_images", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least 1")
+    if args.image is not None and not args.image.is_file():
+        raise FileNotFoundError(f"--image {args.image} is not a file")
+    args.output.mkdir(parents=True, exist_ok=True)
+    if not os.access(args.output, os.W_OK):
+        raise PermissionError(f"--output {args.output} cannot be written")
+
+
+def image_size(args: Args, ratio: float | None, system: System) -> tuple[int, int]:
+    """Height and width of the images."""
+    if ratio is not None and args.height is None and args.width is None:
+        return fit_size(system.size, ratio, 64 if min(system.size) >= 256 else 8)
+    height, width = args.height or system.size[0], args.width or system.size[1]
+    system.latent_shape(height, width)  # refuses sides that do not fit
+    return height, width
+
+
+def load_parts(args: Args, folder: Path) -> Components:
+    """The parts of the model, with the LoRA files merged into them."""
+    mesh = make_mesh()
+    parts = load_components(
+        folder, dtype=args.dtype, param_dtype=args.dtype, variant=args.variant, mesh=mesh
+    )
+    params: Any = parts.params
+    for text in args.lora:
+        name, _, scale = text.rpartition(":") if not Path(text).is_file() else (text, "", "1")
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"--lora {text}: {name or text} is not a file")
+        params = merge_lora(params, load_lora(name, parts.models), float(scale))
+    models = {name: model._replace(params=params[name]) for name, model in parts.models.items()}
+    return parts._replace(models=models)
+
+
+def choose_scheduler(args: Args, folder: Path, parts: Components) -> Scheduler:
+    """The model's scheduler, or another one of its class that is read from the same file."""
+    if args.solver is None or not args.solver.endswith("Scheduler"):
+        return parts.schedulers["scheduler"]
+    return read_scheduler(folder / "scheduler" / SCHEDULER_FILE, class_name=args.solver)
+
+
+def make_steps(args: Args, scheduler: Scheduler, system: System, size: tuple[int, int]) -> Plan:
+    """The steps of the run, with the scheduler's solver or one of diffjax."""
+    strength = args.strength if args.image is not None else 1.0
+    grid = system.grid(*size, args.num_steps)
+    plan = pipelines.make_plan(scheduler, args.num_steps, strength=strength, grid=grid)
+    if args.solver is None or args.solver.endswith("Scheduler"):
+        return plan
+    solver = build("--solver", args.solver, SOLVERS, schedule=scheduler.schedule)
+    return plan._replace(solver=solver)
+
+
+def make_conditions(args: Args, system: System, size: tuple[int, int], count: int) -> list:
+    """What the network is told, for `count` images."""
+    sizes: dict[str, Any] = {"height": size[0], "width": size[1]}
+    if args.label is not None:
+        guided = args.guidance_scale != 1.0
+        return system.prepare([args.label] * count, [None] * count if guided else None, **sizes)
+    names = inspect.signature(system.prepare).parameters
+    if "emphasis" not in names:
+        return system.prepare(None, **sizes)
+    if "embedded_guidance" in names:
+        sizes["embedded_guidance"] = args.guidance_scale
+    if "chunks" in names:
+        sizes["chunks"] = None
+    guided = args.guidance_scale != 1.0 and not is_distilled(system, sizes)
+    negative = [args.negative_prompt] * count if guided else None
+    return system.prepare([args.prompt] * count, negative, emphasis=args.emphasis, **sizes)
+
+
+def is_distilled(system: System, sizes: dict[str, Any]) -> bool:
+    """Whether the network is told the guidance scale, and needs no second estimate."""
+    return "guidance" in system.prepare([""], **sizes)[0]
+
+
+def make_guidance(args: Args, system: System):
+    def guidance(denoise, unconditional):
+        guided = dj.classifier_free(denoise, unconditional, guidance_scale=args.guidance_scale)
+        if not args.guidance_rescale:
+            return guided
+        row = system.parameterization
+        return dj.rescaled(guided, denoise, amount=args.guidance_rescale, parameterization=row)
+
+    return guidance
+
+
+class Stages:
+    """The three programs of a run: from prompts to the first latents, a step, the pictures."""
+
+    def __init__(self, args: Args, system: System, plan: Plan, size: tuple[int, int], image: Any):
+        self.plan = plan
+        guidance = make_guidance(args, system)
+
+        def start(params, keys, conditions):
+            told = pipelines.conditioning(system, params, conditions)
+            x = pipelines.start_noise(system, keys, *size)
+            if image is None:
+                x = jnp.asarray(plan.initial_scale) * x
+            else:
+                images = jnp.broadcast_to(image, (len(keys), *image.shape))
+                level = jax.tree.map(lambda leaf: leaf[0], plan.levels)
+                x = add_noise(pipelines.encode(system, params, keys, images), x, level)
+            return told, x, plan.solver.init(x)
+
+        def advance(params, keys, told, x, state, i, levels):
+            several = guidance if len(told) > 1 else None
+            denoise = pipelines.denoiser(system, params, told, several)
+            at = lambda j: jax.tree.map(lambda leaf: leaf[j], levels)
+            return plan.solver.step(fold_in_each(keys, i), x, state, denoise, at(i), at(i + 1))
+
+        def finish(params, x):
+            images = system.decode(params, x)
+            return jnp.round(jnp.clip(images * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
+
+        self.functions = jax.jit(start), jax.jit(advance), jax.jit(finish)
+
+    def compile(self, params: Any, keys: Any, conditions: list) -> "Stages":
+        """Make the programs, without running them."""
+        start, advance, finish = self.functions
+        first = start.lower(params, keys, conditions).compile()
+        told, x, state = jax.eval_shape(start, params, keys, conditions)
+        place = lambda leaves, places: jax.tree.map(
+            lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
+            leaves,
+            places,
+        )
+        told, x, state = place((told, x, state), first.output_shardings)
+        step = advance.lower(params, keys, told, x, state, 0, self.plan.levels).compile()
+        x, _ = place((x, state), step.output_shardings)
+        self.functions = first, step, finish.lower(params, x).compile()
+        return self
+
+    def run(self, params: Any, keys: Any, conditions: list, bar: Any) -> np.ndarray:
+        """The pictures, [B, H, W, 3] uint8."""
+        start, advance, finish = self.functions
+        levels = self.plan.levels
+        told, x, state = start(params, keys, conditions)
+        for i in range(len(levels.t) - 1):
+            x, state = advance(params, keys, told, x, state, i, levels)
+            # wait for it, or the bar would run ahead of the devices
+            jax.block_until_ready(x)
+            bar.update(1)
+        return np.asarray(finish(params, x))
+
+
+def save_picture(path: Path, image: np.ndarray, settings: dict[str, Any]) -> None:
+    """Write a PNG whose text says how it was made."""
+    text = PngInfo()
+    text.add_text("prompt", str(settings["prompt"]))
+    text.add_text("diffjax", json.dumps(settings, default=str))
+    Image.fromarray(image.squeeze()).save(path, pnginfo=text)
+
+
+def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A picture as [H, W, 3] float32 in [-1, 1], at the size of the images to be made."""
+    picture = Image.open(path).convert("RGB").resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return np.asarray(picture, np.float32) / 127.5 - 1.0
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs from one start to the next, as the environment says or in ~/.cache."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = Path.home() / ".cache" / "diffjax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def main() -> None:
+    given = parse_args(Args, description=__doc__)
+    ratio = parse_prompt_line(given.prompt).aspect_ratio
+    args = merge_line(given)
+    check_args(args)
+    keep_compiled()
+    folder = find_folder(args.model)
+    with told("loading"):
+        parts = load_parts(args, folder)
+    system = pipelines.make_system(parts)
+    size = image_size(args, ratio, system)
+    plan = make_steps(args, choose_scheduler(args, folder, parts), system, size)
+    image = None if args.image is None else read_picture(args.image, size)
+
+    mesh = make_mesh()
+    devices = mesh.shape["data"]
+    # every batch is filled up to a multiple of the devices
+    count = -(-min(args.batch_size, args.num_images) // devices) * devices
+    place = partial(jax.device_put, device=batch_sharding(mesh))
+    conditions = place(make_conditions(args, system, size, count))
+    plan = plan._replace(levels=jax.device_put(plan.levels, replicated(mesh)))
+    params = jax.device_put(parts.params, replicated(mesh))
+    keys = lambda first: place(sample_keys(jax.random.key(args.seed), first + np.arange(count)))
+    stages = Stages(args, system, plan, size, image)
+    with told("compiling"):
+        stages.compile(params, keys(0), conditions)
+
+    batches = range(0, args.num_images, count)
+    steps = len(batches) * (len(plan.levels.t) - 1)
+    settings = {**dataclasses.asdict(args), "height": size[0], "width": size[1]}
+    with tqdm(total=steps, desc="sampling", unit="step") as bar:
+        for first in batches:
+            images = stages.run(params, keys(first), conditions, bar)
+            for i, picture in enumerate(images[: args.num_images - first], start=first):
+                path = args.output / f"{args.seed:06d}_{i:04d}.png"
+                save_picture(path, picture, {**settings, "index": i})
+    print(f"Wrote {args.num_images} images to {args.output}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,88 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import text_to_image
+from prompt_line import fit_size, parse_prompt_line
+
+MODEL = Path(__file__).parents[1] / "references" / "pipelines" / "pixart_alpha" / "pipeline"
+
+
+def make(monkeypatch, output, *words):
+    """Run the script in this process; the pictures and their settings by name."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(output / "compiled"))
+    monkeypatch.setattr(
+        sys, "argv", ["text_to_image.py", "--model", str(MODEL), "--output", str(output), *words]
+    )
+    text_to_image.main()
+    found = {path.name: Image.open(path) for path in sorted(output.glob("*.png"))}
+    return {
+        name: (np.asarray(picture), json.loads(picture.info["diffjax"]))
+        for name, picture in found.items()
+    }
+
+
+@pytest.mark.slow
+def test_pictures_belong_to_their_seed_and_say_how_they_were_made(monkeypatch, tmp_path, capfd):
+    words = ["--prompt", "a photo of the (cat:1.3) --no ugly --seed 3", "--num-steps", "3"]
+    three = make(monkeypatch, tmp_path / "a", *words, "--num-images", "3", "--batch-size", "2")
+    assert list(three) == ["000003_0000.png", "000003_0001.png", "000003_0002.png"]
+    said = capfd.readouterr().err
+    assert said.index("loading") < said.index("compiling") < said.index("sampling")
+    two = make(monkeypatch, tmp_path / "b", *words, "--num-images", "2", "--batch-size", "1")
+    for name in two:
+        # the batch size may change the rounding of float32
+        assert np.abs(three[name][0].astype(int) - two[name][0]).max() <= 1
+    assert np.abs(three["000003_0000.png"][0].astype(int) - three["000003_0001.png"][0]).max() > 5
+    settings = three["000003_0002.png"][1]
+    expected = {"prompt": "a photo of the (cat:1.3)", "negative_prompt": "ugly", "seed": 3}
+    assert expected.items() <= settings.items()
+    assert (settings["index"], settings["height"], settings["num_steps"]) == (2, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--prompt", "a cat --chaos 9"], "--chaos 9 in the prompt is unknown"),
+        (["--num-steps", "0"], "--num-steps is 0"),
+        (["--image", "none.png"], "none.png is not a file"),
+        (["--height", "17"], "multiples of 2"),
+        (["--lora", "none.safetensors:0.5"], "none.safetensors is not a file"),
+        (["--solver", "NoScheduler"], "no solver for the scheduler class 'NoScheduler'"),
+        (["--solver", "dpmpp_2n"], "Did you mean 'dpmpp_2"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_line(monkeypatch, tmp_path, words, reason):
+    with pytest.raises((ValueError, OSError)) as error:
+        make(monkeypatch, tmp_path, *words)
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_in_a_prompt():
+    line = parse_prompt_line("a red cat --ar 16:9 --no dogs, people --iw 0.25 --stylize 50")
+    assert line.prompt == "a red cat"
+    assert line.negative == "dogs, people"
+    assert line.aspect_ratio == pytest.approx(16 / 9)
+    assert (line.seed, line.image_weight, line.stylize) == (None, 0.25, 50.0)
+    assert parse_prompt_line("a well-known cat -- and a dog").prompt.endswith("a dog")
+
+
+@pytest.mark.parametrize(
+    "line", ["a --ar 16", "a --ar 1:0", "a --seed x", "a --iw 2", "a --no", "a --seed 1 --seed 2"]
+)
+def test_settings_without_a_proper_value_are_refused(line):
+    with pytest.raises(ValueError, match="in the prompt is"):
+        parse_prompt_line(line)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 16 / 9, 2 / 3, 3.0])
+def test_a_size_has_the_shape_that_is_asked_for_and_the_area_of_the_model(ratio):
+    height, width = fit_size((512, 512), ratio, 64)
+    assert height % 64 == width % 64 == 0
+    assert width / height == pytest.approx(ratio, rel=0.2)
+    assert height * width == pytest.approx(512**2, rel=0.2)
