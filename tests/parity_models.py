@@ -56,9 +56,12 @@ def _controlnet(case: Case) -> dict[str, np.ndarray]:
     x, t = last(case.inputs["sample"]), case.inputs["timestep"]
     given = _given(case, model.config.encoder)
     given["condition"] = last(case.inputs["controlnet_cond"])
-    apply = jax.jit(model.network.apply, static_argnames="guess")
-    kept, middle = apply(model.params, x, t, **given)
-    guessed, guessed_middle = apply(model.params, x, t, **given, guess=True)
+
+    def both(params: Any, given: dict[str, Any]) -> Any:
+        # one program, in which nearly everything is shared
+        return [model.network.apply(params, x, t, **given, guess=guess) for guess in (False, True)]
+
+    (kept, middle), (guessed, guessed_middle) = jax.jit(both)(model.params, given)
     return {
         **{f"down_{i}": first(each) for i, each in enumerate(kept)},
         "mid": first(middle),

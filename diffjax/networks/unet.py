@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -129,8 +128,10 @@ def _joined(h: Array, skips: list[Array], residuals: Residuals) -> tuple[Array, 
     kept, middle = residuals
     shapes, given = [skip.shape for skip in (*skips, h)], [each.shape for each in (*kept, middle)]
     # a ControlNet may give one number for each channel
-    fit = all(np.broadcast_shapes(*pair) == pair[0] for pair in zip(shapes, given))
-    if len(kept) != len(skips) or not fit:
+    fit = [
+        len(g) == len(s) and all(m in (1, n) for m, n in zip(g, s)) for s, g in zip(shapes, given)
+    ]
+    if len(kept) != len(skips) or not all(fit):
         raise ValueError(f"residuals are {given}; the network takes {shapes}")
     added = [skip + each.astype(skip.dtype) for skip, each in zip(skips, kept)]
     return h + middle.astype(h.dtype), added

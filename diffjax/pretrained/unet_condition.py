@@ -62,7 +62,7 @@ ENCODER_KEYS: dict[str, Key] = {
         "mid_residual_scale",
         read=lambda factor: 1 / factor,
         # rounded, so that the inverse of the inverse is the number itself
-        write=lambda scale: round(1 / scale, 12),
+        write=lambda scale: 1 if scale is None else round(1 / scale, 12),
     ),
     "act_fn": Key("silu", "activation", only=("silu", "swish", "mish", "gelu", "relu")),
     "norm_num_groups": Key(32, "num_groups"),

@@ -1,0 +1,84 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffjax.networks import UNetConfig
+from diffjax.pretrained import UnsupportedError, load_model, read_config, read_tensors, save_model
+from diffjax.pretrained.architecture import read_settings
+from diffjax.pretrained.controlnet import CONTROLNET
+from diffjax.pretrained.unet_condition import UNET_CONDITION
+from diffjax.pretrained.unet_video import UNET_3D, UNET_MOTION
+
+REFERENCES = Path(__file__).parents[1] / "references" / "models"
+FOLDERS = {
+    path.parent.name: path
+    for path in REFERENCES.glob("*/model")
+    if "unet2d" not in path.parent.name
+}
+
+
+@pytest.mark.parametrize("name", sorted(FOLDERS))
+def test_a_network_is_written_back_bit_by_bit(name, tmp_path):
+    folder = FOLDERS[name]
+    stored, settings = read_tensors(folder), read_config(folder)
+    model = load_model(folder)
+    save_model(tmp_path, model.config, model.params, dtype=next(iter(stored.values())).dtype)
+    written = read_tensors(tmp_path)
+    assert written.keys() == stored.keys()
+    for key, tensor in stored.items():
+        assert np.asarray(written[key]).tobytes() == np.asarray(tensor).tobytes(), key
+        assert written[key].shape == tensor.shape
+    again = read_config(tmp_path)
+    differing = {key for key in again.keys() & settings.keys() if again[key] != settings[key]}
+    # what null means there is written out
+    assert {key for key in differing if settings[key] is not None} == set()
+
+
+def test_a_tensor_that_is_not_there_is_named(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(FOLDERS["t2i_adapter_light"], folder)
+    settings = read_config(folder) | {"num_res_blocks": 3}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"missing .*body\.0\.resnets\.2\.block1\.bias"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "key", "value"),
+    [
+        (UNET_CONDITION, "dual_cross_attention", True),
+        (UNET_CONDITION, "attention_type", "gated"),
+        (UNET_CONDITION, "time_embedding_act_fn", "gelu"),
+        (UNET_CONDITION, "resnet_skip_time_act", True),
+        (UNET_CONDITION, "norm_num_groups", None),
+        (UNET_CONDITION, "mid_block_type", "UNetMidBlock3D"),
+        (UNET_CONDITION, "down_block_types", ["KDownBlock2D"] * 4),
+        (CONTROLNET, "encoder_hid_dim", 32),
+        (CONTROLNET, "addition_embed_type", "image"),
+        (UNET_3D, "attention_head_dim", [8, 8, 8, 8]),
+        (UNET_3D, "act_fn", "gelu"),
+        (UNET_MOTION, "transformer_layers_per_mid_block", 3),
+        (UNET_MOTION, "encoder_hid_dim_type", "ip_image_proj"),
+    ],
+)
+def test_what_a_network_cannot_follow_is_named(architecture, key, value):
+    with pytest.raises(UnsupportedError) as error:
+        read_settings(architecture, {key: value})
+    assert key in str(error.value)
+
+
+def test_published_defaults_are_those_of_absent_keys():
+    config = read_settings(UNET_CONDITION, {"cross_attention_dim": 768})
+    assert config.block_out_channels == (320, 640, 1280, 1280)
+    assert config.attention == ("transformer", "transformer", "transformer", False)
+    assert config.up_attention == config.attention
+    assert (config.context.num_heads, config.context.features) == (8, 768)
+    assert read_settings(CONTROLNET, {}).encoder.mid_attention == "transformer"
+
+
+def test_a_configuration_that_no_class_can_hold_is_refused(tmp_path):
+    with pytest.raises(UnsupportedError, match="no class of diffusers"):
+        save_model(tmp_path, UNetConfig(patch_size=2), {})
