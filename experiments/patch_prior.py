@@ -9,8 +9,11 @@ restoration, ICCV 2011).
 Two worlds of pictures: the photographs that come with scikit-learn, and phantoms of ellipses.
 """
 
+import warnings
+
 import numpy as np
 from sklearn.datasets import load_sample_images
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 import diffjax as dj
@@ -98,7 +101,9 @@ def fit_patches(
     fitted = GaussianMixture(
         num_components, reg_covar=SMALLEST_VARIANCE, max_iter=10, tol=1e-2, random_state=seed
     )
-    with np.errstate(all="ignore"):
+    with warnings.catch_warnings():
+        # ten rounds are enough for a prior, if not for a maximum of the likelihood
+        warnings.simplefilter("ignore", ConvergenceWarning)
         fitted.fit(np.stack(patches))
     # their types in scikit-learn are those of an unfitted estimator
     weights, means, covariances = map(
