@@ -19,6 +19,7 @@ from parity_schedulers import REFERENCES, Reference
 from diffjax.core.sampling import Solver
 from diffjax.networks.flux import pack
 from diffjax.pipelines import (
+    SYSTEMS,
     System,
     control_times,
     img2img,
@@ -34,7 +35,9 @@ from diffjax.pipelines import (
     with_small,
 )
 from diffjax.pipelines.plan import Plan
+from diffjax.pipelines.unclip import enlarged, unclip, with_embedding
 from diffjax.pretrained import Components, UnsupportedError, load_components
+from diffjax.pretrained import scheduler_tables as tables
 from diffjax.pretrained.lora import load_lora, merge_lora
 from diffjax.pretrained.schedulers import Scheduler, read_scheduler
 from diffjax.transforms import classifier_free, composed, rescaled
@@ -67,10 +70,14 @@ class Run(NamedTuple):
     def draws(self, step: int) -> list[np.ndarray]:
         """What was drawn in a step, -1 for in front of all; channels last."""
         tags = self.inputs.get("noise_tag", np.array([], int))
+        return [noise for noise, tag in zip(self.draws_in_order(), tags) if tag == step]
+
+    def draws_in_order(self) -> list[np.ndarray]:
+        """All that was drawn."""
         noises = self.inputs.get("noise")
         if noises is None:
-            noises = [self.inputs[f"noise_{i:03d}"] for i in range(len(tags))]
-        return [last(noise) for noise, tag in zip(noises, tags) if tag == step]
+            noises = [self.inputs[name] for name in sorted(self.inputs) if "noise_0" in name]
+        return [last(noise) if noise.ndim > 2 else noise for noise in noises]
 
 
 def check_pipeline(case: Case) -> list[Comparison]:
@@ -119,7 +126,9 @@ def _run(case: Case, settings: dict[str, Any], parts: Components) -> Run:
         for name, (kind, config) in settings["scheduler"].items()
     }
     parts = parts._replace(schedulers={**parts.schedulers, **schedulers})
-    system = make_system(parts, **_options(settings["call"]))
+    # unCLIP is three systems
+    builder = make_system if parts.name in SYSTEMS else lambda parts: unclip(parts).decoder
+    system = builder(parts, **_options(settings["call"]))
     if settings["call"].get("output_type") == "latent":
         system = system._replace(decode=lambda params, latents: latents)
     return Run(
@@ -536,6 +545,83 @@ def _steered(run: Run, recorder: Recorder) -> jax.Array:
     return make_images(run._replace(system=system), recorder, conditions)
 
 
+def _rounded_level(current, next_):
+    """A level as UnCLIPScheduler's float32 subtractions leave it."""
+    beta = 1.0 - (current.alpha / next_.alpha) ** 2
+    return current._replace(alpha=next_.alpha * jnp.sqrt(1.0 - beta))
+
+
+def _rounded_weight(scheduler: Scheduler) -> np.float32:
+    """The weight of x0 in its last step, one but for rounding."""
+    beta = tables.betas(scheduler.config)[0]
+    return beta / (np.float32(1.0) - (np.float32(1.0) - beta))
+
+
+def _unclip(run: Run, recorder: Recorder) -> jax.Array:
+    """Prior, decoder and enlarger, each recorded by itself and compared under its scheduler."""
+    stages = unclip(run.parts)
+    drawn = iter(run.draws_in_order())
+    prompts = run.call["prompt"]
+    conditions = stages.prior.prepare(prompts, [None] * len(prompts), height=1, width=1)
+    scales = {
+        "prior": run.call.get("prior_guidance_scale", 4.0),
+        "decoder": run.call.get("decoder_guidance_scale", 8.0),
+    }
+
+    def stage(name: str, count: int, conditions: list) -> jax.Array:
+        system = getattr(stages, "enlarger" if name == "super_res" else name)
+        scheduler = run.parts.schedulers[f"{name}_scheduler"]
+        plan = make_plan(scheduler, count)
+        # the last step draws nothing
+        start, *noises = [next(drawn) for _ in range(count)]
+        noises = jnp.stack([*noises, np.zeros_like(start)])
+        held: list[Any] = []
+        solver = scheduler.solver(plan.levels, normal=lambda *_: noises[held[-1]])
+        kept: list[np.ndarray] = []
+
+        weight = _rounded_weight(scheduler)
+
+        def step(keys, x, i, denoise, current, next_):
+            held.append(i)
+            told = lambda x, level: denoise(x, current)
+            x, _ = solver.step(keys, x, (), told, _rounded_level(current, next_), next_)
+            x = jnp.where(i == count - 1, weight * x, x)
+            io_callback(lambda x: kept.append(np.asarray(x)), None, x, ordered=True)
+            return x, i + 1
+
+        images = jax.jit(
+            lambda params, keys, conditions: txt2img(
+                system,
+                params,
+                keys,
+                conditions,
+                solver=Solver(lambda x: 0, step),
+                levels=plan.levels,
+                height=system.size[0],
+                width=system.size[1],
+                guidance=(
+                    partial(classifier_free, guidance_scale=scales[name])
+                    if len(conditions) > 1
+                    else None
+                ),
+                normal=replay(start),
+            )
+        )(run.parts.params, keys_of(run), conditions)
+        jax.effects_barrier()
+        theirs = run.outputs[f"{name}_scheduler_step_samples_out"]
+        layout = first if theirs.ndim == 5 else np.asarray
+        recorder.encodings.update({f"{name} step {i}": layout(x) for i, x in enumerate(kept)})
+        run.outputs.update({f"{name} step {i}": x for i, x in enumerate(theirs)})
+        return images
+
+    recorder.differs = "unclip-cancellation, see docs/diffusers_differences.md"
+    embedding = stage("prior", run.call["prior_num_inference_steps"], conditions)
+    told = with_embedding(conditions, embedding)
+    small = stage("decoder", run.call["decoder_num_inference_steps"], told)
+    large = enlarged(small, *stages.enlarger.size)
+    return stage("super_res", run.call["super_res_num_inference_steps"], large)
+
+
 # class in case.json -> function from a run to its images
 TASKS: dict[str, Callable[[Run, Recorder], jax.Array]] = {
     "ConsistencyModelPipeline": _unconditional,
@@ -559,6 +645,7 @@ TASKS: dict[str, Callable[[Run, Recorder], jax.Array]] = {
     "StableDiffusionXLImg2ImgPipeline": _img2img,
     "StableDiffusionXLInpaintPipeline": _inpaint,
     "StableDiffusionXLPipeline": _sdxl,
+    "UnCLIPPipeline": _unclip,
 }
 
 # class -> why it cannot be followed

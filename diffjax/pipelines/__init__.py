@@ -21,16 +21,19 @@ from diffjax.pipelines.tasks import (
     txt2img,
     walk,
 )
+from diffjax.pipelines.unclip import Unclip, enlarged, unclip, with_embedding
 
 __all__ = [
     "SYSTEMS",
     "Inputs",
     "Plan",
     "System",
+    "Unclip",
     "conditioning",
     "control_times",
     "denoiser",
     "encode",
+    "enlarged",
     "img2img",
     "inpaint",
     "make_plan",
@@ -38,8 +41,10 @@ __all__ = [
     "start_noise",
     "steered",
     "txt2img",
+    "unclip",
     "walk",
     "with_control",
+    "with_embedding",
     "with_hole",
     "with_original",
     "with_small",

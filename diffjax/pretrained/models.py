@@ -23,6 +23,7 @@ from diffjax.pretrained.diffusion_transformers import DIFFUSION_TRANSFORMERS
 from diffjax.pretrained.folders import read_config, read_tensors, write_tensors
 from diffjax.pretrained.t2i_adapter import T2I_ADAPTER
 from diffjax.pretrained.text_encoders import TEXT_ENCODERS
+from diffjax.pretrained.unclip import UNCLIP_TEXT_PROJ
 from diffjax.pretrained.unet1d import UNET_1D
 from diffjax.pretrained.unet_condition import UNET_CONDITION
 from diffjax.pretrained.unet_video import UNET_3D, UNET_MOTION
@@ -34,6 +35,7 @@ ARCHITECTURES = (
     *AUTOENCODERS,
     *TEXT_ENCODERS,
     *DIFFUSION_TRANSFORMERS,
+    UNCLIP_TEXT_PROJ,
     UNET_1D,
     UNET_CONDITION,
     UNET_3D,

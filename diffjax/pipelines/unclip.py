@@ -1,0 +1,154 @@
+"""unCLIP, the kind of DALL-E 2: text -> embedding of an image -> small image -> large image.
+
+    prior       prompts -> embeddings, by a diffusion of embeddings
+    decoder     embeddings and prompts -> small images
+    enlarger    small images -> large ones
+
+Each is a System, so that each has its own solver, grid and guidance:
+
+    stages = unclip(parts)
+    embedding = txt2img(stages.prior, ..., conditions, height=1, width=1)
+    small = txt2img(stages.decoder, ..., with_embedding(conditions, embedding))
+    large = txt2img(stages.enlarger, ..., enlarged(small, side))
+
+From the embedding of a picture instead of the prior's, the decoder makes variations of it.
+Source: arXiv:2204.06125.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from diffjax.networks.functional import Params
+from diffjax.networks.prior import to_embedding
+from diffjax.pipelines.system import Codec, Inputs, System, pixel_codec, texts_of
+from diffjax.pipelines.texts import clip_states, tokenized
+from diffjax.pretrained import Components
+
+
+class Unclip(NamedTuple):
+    """The three systems of unCLIP."""
+
+    prior: System
+    decoder: System
+    enlarger: System
+
+
+def unclip(parts: Components) -> Unclip:
+    """The three systems that the parts of a folder form."""
+    return Unclip(_prior(parts), _decoder(parts), _enlarger(parts))
+
+
+def with_embedding(conditions: Sequence[Inputs], embedding: Array) -> list[Inputs]:
+    """What the decoder is told: the embedding with the prompts, and none with negative ones."""
+    count = len(embedding)
+    return [
+        {**each, "image": embedding, "has_image": jnp.full(count, float(i == 0))}
+        for i, each in enumerate(conditions)
+    ]
+
+
+def enlarged(images: Array, height: int, width: int) -> list[Inputs]:
+    """What the enlarger is told: small images, [B, h, w, 3], at the size of the large ones."""
+    shape = (len(images), height, width, images.shape[-1])
+    return [{"channels": jax.image.resize(jnp.clip(images, -1.0, 1.0), shape, "cubic")}]
+
+
+def _prior(parts: Components) -> System:
+    model, scheduler = parts.models["prior"], parts.schedulers["prior_scheduler"]
+    encode = clip_states(parts, "text_encoder", "tokenizer")
+    features = model.config.embedding_dim
+
+    def condition(params: Params, inputs: Inputs) -> dict[str, Any]:
+        context, pooled = encode(params, inputs)
+        return {"context": context, "pooled": pooled, "context_mask": inputs["tokenizer_mask"]}
+
+    codec = Codec(
+        encode=lambda params, keys, images, normal: images,
+        features=lambda params, images: images,
+        decode=lambda params, x: to_embedding(params["prior"], x),
+        latent_shape=lambda height, width: (features,),  # pyright: ignore[reportArgumentType]
+    )
+    return System(
+        parameterization=scheduler.parameterization,
+        learned_variance=False,
+        prepare=_prepare(parts),
+        condition=condition,
+        apply=lambda params, x, t, **told: model.network.apply(params["prior"], x, t, **told),
+        **codec._asdict(),
+        size=(1, 1),
+    )
+
+
+def _decoder(parts: Components) -> System:
+    model, scheduler = parts.models["decoder"], parts.schedulers["decoder_scheduler"]
+    projection, config = parts.models["text_proj"], model.config
+    encode = clip_states(parts, "text_encoder", "tokenizer")
+
+    def condition(params: Params, inputs: Inputs) -> dict[str, Any]:
+        text, pooled = encode(params, inputs)
+        told = projection.network.apply(
+            params["text_proj"], inputs["image"], pooled, text, has_image=inputs["has_image"]
+        )
+        mask = jnp.asarray(inputs["tokenizer_mask"])
+        mask = jnp.pad(mask, ((0, 0), (projection.config.num_tokens, 0)), constant_values=1)
+        return {"context": told.context, "context_mask": mask, "labels": told.labels}
+
+    return System(
+        parameterization=scheduler.parameterization,
+        learned_variance=scheduler.learned_variance,
+        prepare=_prepare(parts),
+        condition=condition,
+        apply=lambda params, x, t, **told: model.network.apply(params["decoder"], x, t, **told),
+        **pixel_codec(config.in_channels, 2 ** (len(config.block_out_channels) - 1))._asdict(),
+        size=(config.sample_size, config.sample_size),
+    )
+
+
+def _enlarger(parts: Components) -> System:
+    first, last = parts.models["super_res_first"], parts.models["super_res_last"]
+    scheduler, config = parts.schedulers["super_res_scheduler"], first.config
+
+    def apply(params: Params, x: Array, t: Array, *, channels: Array) -> Array:
+        x = jnp.concatenate([x, channels], axis=-1)
+        # the last step, to clean data, has a network of its own
+        return lax.cond(
+            (t == 0).all(),
+            lambda: last.network.apply(params["super_res_last"], x, t),
+            lambda: first.network.apply(params["super_res_first"], x, t),
+        )
+
+    def prepare(prompts: None = None, negative: None = None, **sizes: int) -> list[Inputs]:
+        raise ValueError("the enlarger takes no prompts; give it enlarged(images, height, width)")
+
+    codec = pixel_codec(config.out_channels, 2 ** (len(config.block_out_channels) - 1))
+    return System(
+        parameterization=scheduler.parameterization,
+        learned_variance=scheduler.learned_variance,
+        prepare=prepare,
+        condition=lambda params, inputs: inputs,
+        apply=apply,
+        **codec._asdict(),
+        size=(config.sample_size, config.sample_size),
+    )
+
+
+def _prepare(parts: Components):
+    def prepare(
+        prompts: Sequence[str],
+        negative: Sequence[str | None] | None = None,
+        *,
+        height: int,
+        width: int,
+        emphasis: bool = False,
+        **more: np.ndarray,
+    ) -> list[Inputs]:
+        texts = texts_of(prompts, negative)
+        found = tokenized(parts, "tokenizer", texts, emphasis=emphasis)
+        return [{**each, **more} for each in found]
+
+    return prepare
