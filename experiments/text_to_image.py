@@ -36,6 +36,7 @@ from diffjax.pipelines import Plan, System
 from diffjax.pretrained import Components, Scheduler, find_folder, load_components, read_scheduler
 from diffjax.pretrained.lora import load_lora, merge_lora
 from diffjax.pretrained.schedulers import SCHEDULER_FILE
+from diffjax.pretrained.textual_inversion import load_embedding
 from diffjax.solvers import SOLVERS
 from diffjax.training import batch_sharding, make_mesh, replicated
 from prompt_line import fit_size, parse_prompt_line
@@ -81,6 +82,8 @@ class Args:
     """how much of it is made anew, in (0, 1]"""
     lora: tuple[str, ...] = ()
     """LoRA files, each FILE or FILE:SCALE"""
+    embedding: tuple[Path, ...] = ()
+    """files of learned words (textual inversion); FILE is <FILE> in prompts, unless it names one"""
     emphasis: bool = True
     """whether parentheses in prompts give weights"""
     variant: str | None = None
@@ -137,11 +140,15 @@ def image_size(args: Args, ratio: float | None, system: System) -> tuple[int, in
 
 
 def load_parts(args: Args, folder: Path) -> Components:
-    """The parts of the model, with the LoRA files merged into them."""
+    """The parts of the model, with learned words and the LoRA files in them."""
     mesh = make_mesh()
     parts = load_components(
         folder, dtype=args.dtype, param_dtype=args.dtype, variant=args.variant, mesh=mesh
     )
+    for path in args.embedding:
+        if not path.is_file():
+            raise FileNotFoundError(f"--embedding {path} is not a file")
+        parts = load_embedding(path, parts)
     params: Any = parts.params
     for text in args.lora:
         name, _, scale = text.rpartition(":") if not Path(text).is_file() else (text, "", "1")
