@@ -18,6 +18,7 @@ from diffjax.core.sampling import Solver
 from diffjax.core.schedules import Schedule
 from diffjax.core.sigma_schedules import flow
 from diffjax.pretrained import scheduler_grids as grids
+from diffjax.pretrained import scheduler_predictions as predictions
 from diffjax.pretrained import scheduler_solvers as solvers
 from diffjax.pretrained import scheduler_tables as tables
 from diffjax.transforms import clip_denoised
@@ -35,7 +36,7 @@ class Row(NamedTuple):
     solver: Callable[..., Solver]
     levels: Callable[..., NoiseLevel] = grids.integer_levels
     schedule: Callable[[Config], Schedule] = tables.table
-    parameterization: Callable[[Config], Parameterization] = solvers.prediction_of
+    parameterization: Callable[[Config], Parameterization] = predictions.prediction_of
     limit: Callable[[Config], Callable[[Denoiser], Denoiser]] = solvers.limit_of
     initial_scale: Callable[[Config, NoiseLevel], Any] = lambda config, levels: 1.0
     orders_by_step: bool = False
@@ -187,7 +188,7 @@ def _edm_row(defaults: Config, solver: Callable[..., Solver]) -> Row:
         orders_by_step="solver_order" in defaults,
         levels=grids.edm_levels,
         schedule=solvers.edm_schedule,
-        parameterization=solvers.edm_prediction,
+        parameterization=predictions.edm_prediction,
         initial_scale=lambda config, levels: math.hypot(config["sigma_max"], 1.0),
     )
 
@@ -231,7 +232,7 @@ SCHEDULERS = {
         solvers.read_consistency,
         levels=grids.consistency_levels,
         schedule=solvers.edm_schedule,
-        parameterization=solvers.consistency_prediction,
+        parameterization=predictions.consistency_prediction,
         limit=lambda config: clip_denoised if config["clip_denoised"] else solvers.no_limit(config),
         initial_scale=lambda config, levels: config["sigma_max"],
     ),
@@ -382,7 +383,7 @@ SCHEDULERS = {
         solvers.read_karras_ve,
         levels=grids.geometric_levels,
         schedule=solvers.exploding_schedule,
-        parameterization=solvers.karras_ve_prediction,
+        parameterization=predictions.karras_ve_prediction,
         initial_scale=lambda config, levels: config["sigma_max"],
     ),
     "DDPMScheduler": _DDPM,

@@ -1,4 +1,4 @@
-"""What diffusers' settings mean: the prediction, the limits of x0, and the solver of each class.
+"""What diffusers' settings mean: the limits of x0, and the solver of each class.
 
 A function `read_...` takes (config, limit, levels, **options): the settings, the transform of
 denoisers that they ask for, the levels of the run, and the options of the scheduler's step.
@@ -10,10 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.core import parameterizations
 from diffjax.core.keys import normal_each
 from diffjax.core.levels import NoiseLevel
-from diffjax.core.parameterizations import Denoiser, LearnedVariance, Parameterization
+from diffjax.core.parameterizations import Denoiser, LearnedVariance
 from diffjax.core.sampling import Solver, stateless
 from diffjax.core.schedules import edm_sigmas, linear, variance_exploding
 from diffjax.pretrained import scheduler_grids as grids
@@ -48,19 +47,6 @@ from diffjax.solvers import (
 from diffjax.transforms import clip_denoised, dynamic_threshold
 
 Config = Mapping[str, Any]
-
-
-def prediction_of(config: Config) -> Parameterization:
-    name = config["prediction_type"]
-    rows = {
-        "epsilon": parameterizations.eps,
-        "sample": parameterizations.x0,
-        "v_prediction": parameterizations.v,
-        "flow_prediction": parameterizations.velocity,
-    }
-    if name not in rows:
-        raise UnsupportedError(f"prediction_type is {name!r}; supported: {', '.join(rows)}.")
-    return rows[name]
 
 
 def limit_of(config: Config) -> Callable[[Denoiser], Denoiser]:
@@ -167,23 +153,6 @@ def read_edm_euler(config, limit, levels, *, normal=normal_each, s_churn=0.0, **
 def edm_schedule(config):
     rho = config["rho"]
     return edm_sigmas(config["sigma_min"], config["sigma_max"], rho)
-
-
-def edm_prediction(config) -> Parameterization:
-    """EDM's preconditioning; "v_prediction" is the same with the sign of the network turned."""
-    row = parameterizations.edm(config["sigma_data"])
-    clock = config["clock"]
-    row = row._replace(clock=lambda level: clock(level.sigma / level.alpha))
-    if config["prediction_type"] == "epsilon":
-        return row
-    if config["prediction_type"] != "v_prediction":
-        raise UnsupportedError(
-            f"prediction_type is {config['prediction_type']!r}; supported: epsilon, v_prediction."
-        )
-    return row._replace(
-        target=lambda level: tuple(-c for c in row.target(level)),
-        estimate=lambda level: (row.estimate(level)[0], -row.estimate(level)[1]),
-    )
 
 
 def _dpm_options(config, levels):
@@ -342,28 +311,6 @@ def read_consistency(config, limit, levels, **options):
     return _limited(renoise(floor=floor, s_noise=s_noise, **options), limit)
 
 
-def consistency_prediction(config) -> Parameterization:
-    """Consistency models: EDM's inputs, and a boundary condition at sigma_min."""
-    least, data = config["sigma_min"], config["sigma_data"]
-
-    def estimate(level):
-        excess = level.sigma - least
-        skip = data**2 / (excess**2 + data**2)
-        return skip, excess * data / jnp.hypot(level.sigma, data)
-
-    def target(level):
-        skip, out = estimate(level)
-        return (1.0 - skip * level.alpha) / out, -skip * level.sigma / out
-
-    return Parameterization(
-        "consistency",
-        target=target,
-        estimate=estimate,
-        in_scale=lambda level: 1.0 / jnp.hypot(level.sigma, data),
-        clock=lambda level: config["clock"](level.sigma),
-    )
-
-
 def read_wuerstchen(config, limit, levels, *, normal=normal_each):
     def step(keys, x, denoise, current, next_):
         # the last level holds a trace of noise, but the step to it adds none
@@ -411,16 +358,6 @@ def read_karras_ve(config, limit, levels, **options):
     names = {"s_churn": "s_churn", "s_min": "s_tmin", "s_max": "s_tmax", "s_noise": "s_noise"}
     churn = {name: config[key] for key, name in names.items()}
     return heun(Churn(exploding_schedule(config), len(levels.t) - 1, **churn), **options)
-
-
-def karras_ve_prediction(config) -> Parameterization:
-    """The noise with its sign turned; the network is told sigma."""
-    return Parameterization(
-        "negative_eps",
-        target=lambda level: (jnp.zeros_like(level.sigma), -jnp.ones_like(level.sigma)),
-        estimate=lambda level: (1.0 / level.alpha, level.sigma / level.alpha),
-        clock=lambda level: level.sigma,
-    )
 
 
 def ratio_scale(config, levels):
