@@ -4,7 +4,12 @@ python experiments/train.py shapes_text
 python experiments/check_shapes.py --workdir runs/shapes_text
 
 A text encoder is trained on the captions first. Patches of 4x4 leave 6x6 and 3x3 positions; the
-tokens of the caption are attended to at the coarser ones.
+tokens of the caption are attended to at the coarser ones. The network predicts x0: v still left
+noise over the pictures after 750 steps, x0 none after 200.
+
+Two CPU cores, about 25 minutes by the processor time of its steps, 0.42 s each. Aimed at: 90 % of
+the prompts met in colour and in shape. Measured: not to its end, but after a run of 1000 steps in
+the place of 6000, which reaches the colours and not yet the shapes (docs/shapes_text.md).
 """
 
 from config import (
@@ -35,11 +40,11 @@ shapes_text = Config(
         context=ContextConfig(features=64, num_heads=4, linear_projection=True),
     ),
     diffusion=DiffusionConfig(
-        schedule="cosine_betas", prediction="v", weight="snr_plus_one", times="stratified"
+        schedule="cosine_betas", prediction="x0", weight="constant", times="stratified"
     ),
     optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200, decay="cosine", b2=0.99),
-    sampling=SamplingConfig(previews=("ddim",), guidance_scale=2.0),
+    sampling=SamplingConfig(previews=("ddim",), num_steps=25, guidance_scale=3.0),
     batch_size=64,
-    num_steps=8000,
+    num_steps=6000,
     ema_decay=(0.998,),
 )
