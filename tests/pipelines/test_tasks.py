@@ -1,0 +1,145 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffjax as dj
+from diffjax.pipelines import (
+    System,
+    control_times,
+    enlarged,
+    img2img,
+    inpaint,
+    make_plan,
+    make_system,
+    txt2img,
+)
+from diffjax.pipelines.pictures import resize_linear
+from diffjax.pipelines.system import pixel_codec
+from diffjax.pretrained import Components, UnsupportedError, read_scheduler
+
+DDIM = {"_class_name": "DDIMScheduler", "clip_sample": False, "prediction_type": "sample"}
+SCHEDULER = read_scheduler(DDIM)
+
+
+def constant_system():
+    """Its network says that every image is the constant that it is told."""
+
+    def apply(params, x, t, *, value):
+        return jnp.broadcast_to(params * value[:, None, None, None], x.shape)
+
+    return System(
+        parameterization=dj.x0,
+        learned_variance=False,
+        prepare=lambda values: [{"value": jnp.asarray(values)}],
+        condition=lambda params, inputs: inputs,
+        apply=apply,
+        **pixel_codec(3, 2)._asdict(),
+        size=(4, 4),
+    )
+
+
+@pytest.fixture(scope="module")
+def run():
+    """txt2img of the constant system: (keys, conditions, scale) -> images."""
+    plan = make_plan(SCHEDULER, 4)
+
+    def generate(keys, conditions, scale):
+        return txt2img(
+            constant_system(),
+            1.0,
+            keys,
+            conditions,
+            solver=plan.solver,
+            levels=plan.levels,
+            height=4,
+            width=4,
+            guidance=partial(dj.classifier_free, guidance_scale=scale),
+        )
+
+    return jax.jit(generate)
+
+
+def keys_of(count):
+    return jax.random.split(jax.random.key(0), count)
+
+
+def test_guidance_extrapolates_from_the_second_condition_to_the_first(run):
+    conditions = [{"value": jnp.array([0.5, 0.2])}, {"value": jnp.array([0.1, 0.2])}]
+    images = run(keys_of(2), conditions, 3.0)
+    assert images.shape == (2, 4, 4, 3)
+    np.testing.assert_allclose(images[0], 1.3, atol=1e-5)
+    np.testing.assert_allclose(images[1], 0.2, atol=1e-5)
+    np.testing.assert_allclose(run(keys_of(2), conditions, 1.0)[0], 0.5, atol=1e-5)
+
+
+@pytest.mark.parametrize("from_noise", [True, False])
+def test_inpainting_keeps_what_is_known_and_paints_the_rest(from_noise):
+    images = jax.random.uniform(jax.random.key(1), (2, 4, 4, 3))
+    mask = jnp.zeros((2, 4, 4, 1)).at[:, :2].set(1.0)
+    plan = make_plan(SCHEDULER, 4, strength=1.0 if from_noise else 0.5)
+    filled = inpaint(
+        constant_system(),
+        1.0,
+        keys_of(2),
+        [{"value": jnp.array([0.5, -0.5])}],
+        images,
+        mask,
+        solver=plan.solver,
+        levels=plan.levels,
+        from_noise=from_noise,
+    )
+    np.testing.assert_array_equal(filled[:, 2:], images[:, 2:])
+    np.testing.assert_allclose(filled[0, :2], 0.5, atol=1e-5)
+    np.testing.assert_allclose(filled[1, :2], -0.5, atol=1e-5)
+
+
+def test_images_are_changed_by_their_own_key_alone():
+    plan = make_plan(SCHEDULER, 4, strength=0.5)
+    system = constant_system()._replace(apply=lambda params, x, t, **told: 0.5 * x)
+    change = partial(img2img, system, 1.0, solver=plan.solver, levels=plan.levels)
+    images, values = jax.random.uniform(jax.random.key(1), (3, 4, 4, 3)), jnp.zeros(3)
+    whole = change(keys_of(3), [{"value": values}], images)
+    part = change(keys_of(3)[1:], [{"value": values[1:]}], images[1:])
+    np.testing.assert_allclose(whole[1:], part, atol=1e-6)
+    assert np.abs(whole[0] - whole[1]).max() > 0.1
+
+
+def test_a_plan_can_be_walked_in_parts():
+    whole = make_plan(SCHEDULER, 10).levels.t
+    first = make_plan(SCHEDULER, 10, part=(0.0, 0.7)).levels.t
+    second = make_plan(SCHEDULER, 10, part=(0.7, 1.0)).levels.t
+    np.testing.assert_array_equal(np.concatenate([first, second[1:]]), whole)
+    np.testing.assert_array_equal(make_plan(SCHEDULER, 10, strength=0.3).levels.t, whole[7:])
+    for wrong in ({"part": (0.5, 0.5)}, {"part": (0.0, 1.5)}, {"strength": 0.01}):
+        with pytest.raises(ValueError, match=r"part is|strength is"):
+            make_plan(SCHEDULER, 10, **wrong)
+
+
+def test_linear_resizing_lays_corners_upon_each_other():
+    rows, columns = jnp.meshgrid(jnp.linspace(0, 1, 3), jnp.linspace(0, 2, 4), indexing="ij")
+    large = resize_linear((rows + columns)[None, ..., None], 9, 5)
+    rows, columns = jnp.meshgrid(jnp.linspace(0, 1, 9), jnp.linspace(0, 2, 5), indexing="ij")
+    np.testing.assert_allclose(large[0, ..., 0], rows + columns, atol=1e-6)
+
+
+def test_small_images_are_enlarged_within_the_range_of_images():
+    (told,) = enlarged(jnp.full((1, 2, 2, 3), 3.0), 4, 6)
+    np.testing.assert_allclose(told["channels"], np.ones((1, 4, 6, 3)), atol=1e-6)
+
+
+def test_a_part_without_steps_steers_nothing_and_is_refused():
+    with pytest.raises(ValueError, match="no step of 4"):
+        control_times(SCHEDULER.levels(4), 0.3, 0.4)
+
+
+def test_a_system_that_is_not_there_is_named_with_the_nearest():
+    with pytest.raises(UnsupportedError, match="nearest name is 'StableDiffusionPipeline'"):
+        make_system(Components("StableDifusionPipeline", {}, {}, {}, {}))
+
+
+def test_sides_that_the_network_cannot_halve_are_refused():
+    with pytest.raises(ValueError, match="multiples of 2"):
+        constant_system().latent_shape(4, 3)
