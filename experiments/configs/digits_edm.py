@@ -2,7 +2,7 @@
 
 python experiments/train.py digits_edm
 
-Measured: not measured.
+Measured: docs/likelihood.md.
 """
 
 from dataclasses import replace
