@@ -66,6 +66,7 @@ def test_clock_tells_the_level_whatever_the_parameters():
         np.testing.assert_allclose(level_at(schedule)(ratio).t, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_backward_pass_trains_ends_on_the_bound_and_the_rest_on_its_square(x64):
     batch = {"x0": exact.draw(KEY, NARROW, 32)}
     schedule = scrambled(jax.random.key(1))
