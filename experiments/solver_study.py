@@ -194,8 +194,10 @@ def study(args: Args, problem: Problem, name: str, budgets: list[int]) -> tuple[
             point(ends, {"rtol": tolerance, "atol": 0.1 * tolerance}, False)
             for tolerance in TOLERANCES
         ]
-    x, calls = run(args.seed, levels_of(args, problem.schedule, 4), {})
-    again, _ = run(args.seed + 1, levels_of(args, problem.schedule, 4), {})
+    _, calls = run(args.seed, levels_of(args, problem.schedule, 4), {})
+    # some draw noise where steps are short enough only
+    many = levels_of(args, problem.schedule, max(budgets))
+    x, again = (run(args.seed + i, many, {})[0] for i in (0, 1))
     noisy = not np.array_equal(x, again)
     if noisy and problem.distance is None:
         return True, []
@@ -215,8 +217,8 @@ def floor_of(args: Args, problem: Problem) -> float | None:
 
 
 def error_at(points: list[Point], budget: int) -> float | None:
-    """The error of the run that made the most calls within a budget, but at least half of it."""
-    inside = [point for point in points if budget / 2 <= point.calls <= 1.1 * budget]
+    """The error of the longest run with about so many calls, half of them to a fifth more."""
+    inside = [point for point in points if budget / 2 <= point.calls <= 1.2 * budget]
     return max(inside).error if inside else None
 
 
@@ -253,7 +255,7 @@ def save_plot(path: Path, groups: dict[str, dict[str, list[Point]]], floor: floa
         for i, (name, points) in enumerate(lines.items()):
             style = ("-", "--", ":")[i // 10 % 3]
             axes.plot(*zip(*points), style, marker=".", color=f"C{i % 10}", label=name)
-        if floor is not None and title.startswith("with"):
+        if floor is not None and title == "with noise":
             axes.axhline(floor, color="black", linewidth=0.8, label="exact samples")
         axes.set(xlabel="network calls", ylabel="error", xscale="log", yscale="log", title=title)
         axes.grid(alpha=0.3)
