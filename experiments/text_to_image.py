@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -239,22 +239,22 @@ class Stages:
             images = system.decode(params, x)
             return jnp.round(jnp.clip(images * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
 
-        self.functions = jax.jit(start), jax.jit(advance), jax.jit(finish)
+        self.functions: tuple[Callable, ...] = start, advance, finish
 
     def compile(self, params: Any, keys: Any, conditions: list) -> "Stages":
         """Make the programs, without running them."""
         start, advance, finish = self.functions
-        first = start.lower(params, keys, conditions).compile()
-        told, x, state = jax.eval_shape(start, params, keys, conditions)
-        place = lambda leaves, places: jax.tree.map(
-            lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
-            leaves,
+        first = jax.jit(start).lower(params, keys, conditions).compile()
+        places = first.output_shardings
+        given = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            jax.eval_shape(start, params, keys, conditions),
             places,
         )
-        told, x, state = place((told, x, state), first.output_shardings)
-        step = advance.lower(params, keys, told, x, state, 0, self.plan.levels).compile()
-        x, _ = place((x, state), step.output_shardings)
-        self.functions = first, step, finish.lower(params, x).compile()
+        # a step leaves its results where it found them, for the next one
+        step = jax.jit(advance, out_shardings=places[1:])
+        step = step.lower(params, keys, *given, 0, self.plan.levels).compile()
+        self.functions = first, step, jax.jit(finish).lower(params, given[1]).compile()
         return self
 
     def run(self, params: Any, keys: Any, conditions: list, bar: Any) -> np.ndarray:
