@@ -49,6 +49,9 @@ class Classifiers:
 
     real: Path = Path("few.npz")
     """the training set, as `split` writes it; all digits behind it are for testing"""
+    num_seen: int = 0
+    """digits at the start that are not tested, where the diffusion model has seen more of them
+    than the classifiers"""
     num_seeds: int = 5
     """classifiers, of different initial weights and batches"""
     num_steps: int = 600
@@ -63,11 +66,11 @@ class Purify(Classifiers):
 
     workdir: Path
     """the run of the diffusion model"""
-    radius: float = 0.3
+    radius: float = 0.2
     """largest change of a pixel by the attack, of the range from -1 to 1"""
-    strength: float = 0.4
+    strength: float = 0.25
     """share of the grid that purification walks"""
-    grid_steps: int = 50
+    grid_steps: int = 24
     """steps of the whole grid"""
 
 
@@ -128,7 +131,8 @@ def read_sets(args: Classifiers) -> tuple[Digits, Digits]:
     """The training set, and the digits behind it."""
     real = read_digits(args.real)
     images, labels = all_digits()
-    rest = slice(len(real.labels), len(real.labels) + args.num_tested)
+    first = max(len(real.labels), args.num_seen)
+    rest = slice(first, first + args.num_tested)
     tested = as_digits(images[rest], labels[rest])
     if len(tested.labels) == 0:
         raise ValueError(f"{args.real} holds all the digits; none is left for testing.")
