@@ -202,6 +202,14 @@ def _read(saved: Mapping[str, Any]) -> dict[str, Any]:
             f"config.json: resnet_skip_time_act beside {saved['mid_block_type']!r}; supported: "
             "'UNetMidBlock2DSimpleCrossAttn', None"
         )
+    heads = saved["attention_head_dim"]
+    own = sorted({"AttnUpBlock2D", "SimpleCrossAttnUpBlock2D"} & kinds)
+    if own and isinstance(heads, tuple) and heads != heads[::-1]:
+        # diffusers takes the entries of these blocks in the order of the way down
+        raise UnsupportedError(
+            f"config.json: attention_head_dim is {heads} beside {', '.join(map(repr, own))}; "
+            "supported: one integer, or the same in reverse"
+        )
     return {
         **fields,
         **_read_time(saved),

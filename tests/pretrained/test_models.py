@@ -70,6 +70,14 @@ def test_what_a_network_cannot_follow_is_named(architecture, key, value):
     assert key in str(error.value)
 
 
+def test_heads_in_an_order_of_their_own_are_refused_beside_attention_that_has_it():
+    kinds = {"up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"]}
+    heads = lambda *each: read_settings(UNET_CONDITION, {**kinds, "attention_head_dim": list(each)})
+    with pytest.raises(UnsupportedError, match="the same in reverse"):
+        heads(2, 4, 4, 8)
+    assert heads(2, 4, 4, 2).head_dim == (2, 4, 4, 2)
+
+
 def test_published_defaults_are_those_of_absent_keys():
     config = read_settings(UNET_CONDITION, {"cross_attention_dim": 768})
     assert config.block_out_channels == (320, 640, 1280, 1280)
