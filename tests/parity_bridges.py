@@ -267,10 +267,19 @@ def unrecorded_noise(run):
     ]
 
 
+def infinite_step(run):
+    """UniPC's scheduler multiplies infinity by zero in the step to clean data, and returns NaN."""
+    if run.scheduler.name != "UniPCMultistepScheduler" or float(run.levels.sigma[-1]) != 0.0:
+        return None
+    calls, result = run.follow()
+    return run.compare((calls, jnp.full_like(result, jnp.nan)))
+
+
 # name -> {part of a case that it is about: the comparisons of that part across the difference}
 BRIDGES: dict[str, dict[str, Callable]] = {
     "fixed-stride": {"trajectory": fixed_stride},
     "fixed-stride-plms": {"trajectory": pndm_fixed_stride},
+    "infinite-step": {"trajectory": infinite_step},
     "ipndm-first-step": {"trajectory": ipndm_first_step},
     "middle-as-end": {"noising": middle_as_end},
     "noise-by-time": {"trajectory": noise_by_time, "noising": noised_by_time},
