@@ -180,6 +180,8 @@ def compile_measures(run: Run, args: Args, mesh: Mesh):
 
 def read_images(args: Args, run: Run) -> tuple[np.ndarray, np.ndarray | None]:
     """Images [N, H, W, C] in [-1, 1], and the labels to ask for [N]."""
+    if run.config.text is not None:
+        raise ValueError("This run was trained with captions, whose likelihoods are not measured.")
     config: DataConfig = run.config.data
     source = data.load(
         config.name, split=args.split, path=args.path or config.path, image_size=config.image_size
