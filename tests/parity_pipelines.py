@@ -379,7 +379,28 @@ def _flux(run: Run, recorder: Recorder) -> jax.Array:
 
 
 def _stable_diffusion(run: Run, recorder: Recorder) -> jax.Array:
-    return make_images(run, recorder, prompts_of(run))
+    return make_images(*_skipping(run, recorder, prompts_of(run)))
+
+
+def _skipping(run: Run, recorder: Recorder, conditions: list) -> tuple[Run, Recorder, list]:
+    """The reference leaves layers of CLIP out for the prompts alone, not for negative ones."""
+    if "clip_skip" not in run.call or len(conditions) == 1:
+        return run, recorder, conditions
+    whole = make_system(run.parts)
+
+    def condition(params, inputs):
+        inputs = dict(inputs)
+        skips = inputs.pop("skips")[:, None, None]
+        told = run.system.condition(params, inputs)
+        context = whole.condition(params, inputs)["context"]
+        return {**told, "context": jnp.where(skips > 0, told["context"], context)}
+
+    count = len(run.outputs["result"])
+    marked = [{**each, "skips": np.full(count, float(i == 0))} for i, each in enumerate(conditions)]
+    recorder.differs = (
+        "the reference ignores clip_skip in negative prompts; diffjax leaves the layers out in both"
+    )
+    return run._replace(system=run.system._replace(condition=condition)), recorder, marked
 
 
 def _sdxl(run: Run, recorder: Recorder) -> jax.Array:
@@ -405,7 +426,7 @@ def _sdxl(run: Run, recorder: Recorder) -> jax.Array:
             "the reference gives the sizes of the negative prompt to the samples of even number, "
             "also under the prompt; diffjax gives them to the negative prompts"
         )
-    return make_images(run, recorder, conditions, part=part)
+    return make_images(*_skipping(run, recorder, conditions), part=part)
 
 
 def _distilled(run: Run, recorder: Recorder) -> jax.Array:
