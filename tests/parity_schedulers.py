@@ -390,8 +390,10 @@ class Run(NamedTuple):
         """The recorded calls and the result, as the reference writes them down."""
         calls, result = followed
         unit, prediction = self.reference.unit, self.scheduler.parameterization
+        end = jax.tree.map(lambda leaf: leaf[-1], self.levels)
         computed = {
-            "samples": [unit(call.level) * call.x for call in calls] + [result],
+            # a run may end above clean data (final_sigmas_type "sigma_min")
+            "samples": [unit(call.level) * call.x for call in calls] + [unit(end) * result],
             "model_inputs": [prediction.in_scale(call.level) * call.x for call in calls],
             "model_outputs": [call.output for call in calls],
             "pred_original_samples": [call.x0 for call in calls],
