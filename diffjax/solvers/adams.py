@@ -131,11 +131,13 @@ def plms(
             starting = (history.count < STARTS[start]) & (next_.sigma > 0) & (current.alpha > 0)
             more_calls = two_calls if start == "two_calls" else runge_kutta
             mean = lax.cond(starting, more_calls, lambda: mean)
-        moved = row.keep * x + mean
         if slope == "eps":
-            # eps alone does not tell x0 from pure noise: the denoiser does
-            from_noise = ddim_update(x, x0, None, current, next_)
-            moved = jnp.where(current.alpha > 0, moved, from_noise)
+            # the same, written around DDIM's step: near pure noise, where keep and gain are large,
+            # x and eps would cancel, and at alpha = 0 only the denoiser knows x0
+            change = jnp.where(current.alpha > 0, mean - row.gain * value, 0.0)
+            moved = ddim_update(x, x0, None, current, next_) + change
+        else:
+            moved = row.keep * x + mean
         return moved, remember(history, value, position, jnp.array(True))
 
     return Solver(lambda x: empty_history(x, order - 1), step)

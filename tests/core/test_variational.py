@@ -53,10 +53,11 @@ def divergence(mean, variance, other_mean, other_variance):
     return np.trapezoid(p.pdf(x) * log_ratio, x) / np.log(2)
 
 
-def test_prior_term_is_the_divergence_from_standard_noise():
+def test_prior_term_is_the_divergence_from_the_noise_that_sampling_starts_with():
     level = NoiseLevel(jnp.array(1.0), jnp.array(0.3), jnp.array(0.9))
     got = prior_kl(jnp.array([[0.7], [-1.0]]), level)
-    expected = [divergence(0.3 * value, 0.81, 0.0, 1.0) for value in (0.7, -1.0)]
+    # whose variance is alpha^2 + sigma^2
+    expected = [divergence(0.3 * value, 0.81, 0.0, 0.9) for value in (0.7, -1.0)]
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
