@@ -51,6 +51,7 @@ def batch_of(config, size=2):
     return batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_loss_and_the_sampler_of_a_configuration_can_be_traced(name):
     config = thin(name)

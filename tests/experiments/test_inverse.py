@@ -44,6 +44,7 @@ def rows_of(picture, size):
     return [picture[row * (height + scale) :][:height] for row in range(4)]
 
 
+@pytest.mark.slow
 def test_photographs_are_coloured_anew_and_what_does_not_fit_is_refused(call):
     picture, said = call("photographs", "--size", "12", "--problem", "grey")
     truth, measured, _, spread = rows_of(picture, 12)
@@ -60,6 +61,7 @@ def test_photographs_are_coloured_anew_and_what_does_not_fit_is_refused(call):
         call("photographs", "--size", "200")
 
 
+@pytest.mark.slow
 def test_a_phantom_is_complex_for_the_fourier_transform_and_seen_as_its_magnitude(call):
     picture, _ = call("phantom", "--size", "16", "--problem", "fourier(share=0.5)")
     assert picture.ndim == 2

@@ -15,6 +15,8 @@ from diffjax.core import exact, schedules
 from diffjax.networks import Functional
 from runs import Run
 
+pytestmark = pytest.mark.slow
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
 SPREAD = 0.5
 GAUSSIAN = exact.gaussian(np.zeros(64), SPREAD**2)

@@ -54,6 +54,7 @@ def test_an_attack_costs_accuracy_and_all_rows_are_there(call):
     assert unharmed["attacked"] == unharmed["as they are"] == found["as they are"]
 
 
+@pytest.mark.slow
 def test_wrong_synthetic_digits_cost_accuracy_and_the_training_set_is_not_tested(call):
     call("split", "--num-train", "200", "--output", "few.npz")
     images, labels = robustness.all_digits()

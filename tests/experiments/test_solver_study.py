@@ -15,6 +15,8 @@ from solver_study import (
     study,
 )
 
+pytestmark = pytest.mark.slow
+
 ARGS = Args(num_samples=256)
 
 

@@ -155,6 +155,7 @@ NESTED = ["pointwise", "whole image", "winograd odd rows", "winograd odd planes"
           "scattered"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NESTED)
 def test_second_derivatives_are_those_of_xla(name):
     ours, theirs, x, kernel = both(name)
@@ -170,6 +171,7 @@ def test_second_derivatives_are_those_of_xla(name):
     assert_close(*jax.jit(lambda: [second(f) for f in (ours, theirs)])())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NESTED)
 def test_vmap_over_images_and_over_kernels_is_a_loop(name):
     ours, theirs, x, kernel = both(name)
@@ -180,6 +182,7 @@ def test_vmap_over_images_and_over_kernels_is_a_loop(name):
     assert_close(pairs, jnp.stack([theirs(x, kernels[0]), theirs(x + 1, kernels[1])]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHOICES)
 def test_half_precision_rounds_once(name):
     image, window, strides, padding = CHOICES[name]

@@ -51,6 +51,7 @@ def test_defaults_of_the_saving_class_do_not_follow_into_another_class():
     assert read["clip_sample"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_every_scheduler_samples_under_jit(name):
     scheduler = read_scheduler({"_class_name": name, "clip_sample": False})

@@ -154,6 +154,7 @@ def moment_errors(name: str, num_steps: int) -> np.ndarray:
     return np.hypot(np.mean(result, axis=1), np.var(result, axis=1) - 1.0).max(axis=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MOVING)
 def test_moments_converge_with_the_claimed_order(x64, name):
     errors = [moment_errors(name, count) for count in WEAK_COUNTS]

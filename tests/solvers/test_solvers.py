@@ -361,6 +361,7 @@ def one_for_each_step() -> list[str]:
     return list(first.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", one_for_each_step())
 def test_gradient_through_sampling_is_that_of_finite_differences(x64, name):
     row = SOLVERS[name]
@@ -381,6 +382,7 @@ def test_gradient_through_sampling_is_that_of_finite_differences(x64, name):
     np.testing.assert_allclose(jnp.sum(gradient * direction), difference, rtol=1e-6)
 
 
+@pytest.mark.slow
 @ONE_OF_EACH_STATE
 def test_gradient_with_respect_to_the_grid_is_that_of_finite_differences(x64, name):
     row, schedule = SOLVERS[name], schedules.linear()

@@ -60,6 +60,7 @@ def test_the_same_lean_without_weights_is_biased():
     assert np.max(np.abs(values.mean(0) - expected(NOISE)) / error) > 8
 
 
+@pytest.mark.slow
 def test_groups_do_not_see_each_other():
     other = START.at[PARTICLES:].multiply(1.5)
     one, two = run(START, NOISE), run(other, NOISE)
