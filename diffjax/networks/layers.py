@@ -11,6 +11,7 @@ DDPM (arXiv:2006.11239). Layers that end a residual branch can start at zero.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from jax import Array
 from diffjax.networks import operations
 from diffjax.networks.activations import activation
 from diffjax.networks.initialization import fan_average, filled, parameter, standard_normal
+from diffjax.networks.low_rank import LowRankKernel
 
 
 class Linear(nnx.Module):
@@ -64,7 +66,10 @@ class Conv(nnx.Module):
     def __call__(self, x: Array) -> Array:
         kernel = self.kernel[...].astype(x.dtype)
         bias = None if self.bias is None else self.bias[...].astype(x.dtype)
-        return operations.conv(x, kernel, bias, strides=self.strides, padding=self.padding)
+        convolve = partial(operations.conv, x, strides=self.strides, padding=self.padding)
+        if isinstance(kernel, LowRankKernel):
+            return convolve(kernel.kernel, bias) + convolve(kernel.down) @ kernel.up
+        return convolve(kernel, bias)
 
 
 class GroupNorm(nnx.Module):

@@ -249,3 +249,14 @@ def test_errors_say_what_a_loss_needs():
         diffusion_loss(lambda params, x, t, keys: x, schedules.zero_terminal_snr(TABLE))
     with pytest.raises(ValueError, match="pure noise"):
         check_level(parameterizations.eps, cosine()(1.0))
+
+
+def test_offset_noise_adds_one_number_to_each_channel_of_a_sample():
+    data = jnp.zeros((2000, 3, 3, 2))
+    draw = lambda amount: noise_batch(data, TABLE, batch_keys(KEY, 2000), noise_offset=amount).eps
+    plain, offset = jax.jit(lambda: (draw(0.0), draw(0.5)))()
+    added = (offset - plain) / 0.5
+    np.testing.assert_allclose(added, jnp.broadcast_to(added[:, :1, :1], added.shape), atol=1e-5)
+    numbers = np.asarray(added[:, 0, 0]).ravel()
+    assert abs(numbers.mean()) < 4 / np.sqrt(numbers.size)
+    assert abs(numbers.var() - 1) < 4 * np.sqrt(2 / numbers.size)
