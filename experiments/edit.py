@@ -10,9 +10,7 @@ them, and what it made of that (inpaint, outpaint, fill, denoise, img2img, inver
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,44 +19,10 @@ from jax import Array
 
 import diffjax as dj
 from cli import parse_args, prepare_output, run_script
-from diffjax import data
-from diffjax.core.schedules import Schedule
-from diffjax.training import make_mesh
 from diffjax.training.manifest import whole_file
-from model import (
-    SampleOptions,
-    make_parameterization,
-    make_schedule,
-    make_times,
-    to_uint8,
-)
+from jobs import Common, Job, read_job
+from model import to_uint8
 from pictures import save_grid
-from runs import Run, image_shape, load_run
-from sample import parse_labels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """What every command takes."""
-
-    workdir: Path
-    """the run folder"""
-    input: Path | None = None
-    """FILE.npz with images [N, H, W, C] and, if there are any, labels [N]; by default the first
-    images of the run's own data set"""
-    num_images: int = 10
-    """how many of them"""
-    labels: str = "same"
-    """classes to make, such as 3 or 0,1,2 (taken in turn); same for those of the input, none for
-    none"""
-    guidance_scale: float = 1.0
-    """classifier-free guidance; 1 is off"""
-    num_steps: int = 50
-    """steps of the grid from noise to image"""
-    seed: int = 0
-    """of all noise"""
-    output: Path | None = None
-    """FILE.png (rows before and after) or FILE.npz (images); by default WORKDIR/COMMAND.png"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,30 +104,9 @@ class Style(Common):
 Args = Inpaint | Outpaint | Fill | Img2img | InvertEdit | Denoise | Style
 
 
-class Job(NamedTuple):
-    """What a command works on.
-
-    Attributes:
-      run: the trained run.
-      schedule: its forward process.
-      times: the grid of times.
-      images: [N, H, W, C] float32 in [-1, 1]; NaN where something is missing.
-      source, wanted: labels [N] of the images as they are and to be; None without classes.
-      key: one key, of which every image gets its own.
-    """
-
-    run: Run
-    schedule: Schedule
-    times: np.ndarray
-    images: Array
-    source: Array | None
-    wanted: Array | None
-    key: Array
-
-
 def inpaint(args: Inpaint, job: Job) -> list[Array]:
     mask = jnp.asarray(read_mask(args.mask, job.images.shape[1:3]))[..., None]
-    return painted(job, job.images, mask, args, lambda params: denoiser(job, args, params))
+    return painted(job, job.images, mask, args, lambda weights: job.denoiser(weights, job.wanted))
 
 
 def fill(args: Fill, job: Job) -> list[Array]:
@@ -172,10 +115,11 @@ def fill(args: Fill, job: Job) -> list[Array]:
         if args.input is not None:
             raise ValueError(f"{args.input} misses nothing: its images hold no NaN.")
         mask = jax.random.uniform(job.key, job.images.shape) < args.missing
-    return painted(job, job.images, mask, args, lambda params: denoiser(job, args, params))
+    return painted(job, job.images, mask, args, lambda weights: job.denoiser(weights, job.wanted))
 
 
 def outpaint(args: Outpaint, job: Job) -> list[Array]:
+    job.require_denoiser("outpainting")
     tile, channels = job.images.shape[1:3], job.images.shape[3]
     size = args.height or tile[0], args.width or 2 * tile[1]
     stride = tuple(max(side // 2, 1) for side in tile)
@@ -185,59 +129,54 @@ def outpaint(args: Outpaint, job: Job) -> list[Array]:
     where = (slice(None), slice(top, top + tile[0]), slice(left, left + tile[1]))
     canvas = jnp.zeros((len(job.images), *size, channels)).at[where].set(job.images)
     mask = jnp.ones((1, *size, 1)).at[where].set(0.0)
-    wide = job._replace(wanted=None if job.wanted is None else jnp.repeat(job.wanted, count))
-    make = lambda params: dj.tiled(denoiser(wide, args, params), tile, stride=stride)
+    wanted = job.wanted.repeat(count)
+    make = lambda weights: dj.tiled(job.denoiser(weights, wanted), tile, stride=stride)
     return painted(job, canvas, mask, args, make)[1:]
 
 
 def painted(job: Job, known: Array, mask: Array, args: Any, make: Callable) -> list[Array]:
     """The images, the same with holes, and RePaint's result."""
     walk = dj.resampling(
-        len(job.times) - 1, jump_length=args.jump_length, num_resamples=args.num_resamples
+        len(job.levels.t) - 1, jump_length=args.jump_length, num_resamples=args.num_resamples
     )
-    levels = job.schedule(jnp.asarray(job.times[walk]))
+    levels = jax.tree.map(lambda leaf: leaf[walk], job.levels)
 
     @jax.jit
-    def run(params, key, known, mask):
+    def run(weights, key, known, mask):
         start_key, key = jax.random.split(key)
         x = dj.initial_noise(start_key, known.shape, levels)
-        solver = dj.repaint(dj.ddim(eta=1.0), known, mask)
-        return dj.sample(key, x, make(params), solver, levels)
+        solver = dj.repaint(job.guided(dj.ddim(eta=1.0)), known, mask)
+        return dj.sample(key, x, make(weights), solver, levels)
 
     given = jnp.where(mask, 0.0, known)
-    return [jnp.nan_to_num(known), given, run(job.run.params, job.key, known, mask)]
+    return [jnp.nan_to_num(known), given, run(job.weights, job.key, known, mask)]
 
 
 def img2img(args: Img2img, job: Job) -> list[Array]:
-    levels = job.schedule(jnp.asarray(job.times))
-
     @jax.jit
-    def run(params, key, images):
-        return dj.image_to_image(
-            key, images, denoiser(job, args, params), dj.ddim(eta=1.0), levels,
-            strength=args.strength,
-        )  # fmt: skip
+    def run(weights, key, images):
+        denoise, solver = job.denoiser(weights, job.wanted), job.guided(dj.ddim(eta=1.0))
+        return dj.image_to_image(key, images, denoise, solver, job.levels, strength=args.strength)
 
-    return [job.images, run(job.run.params, job.key, job.images)]
+    return [job.images, run(job.weights, job.key, job.images)]
 
 
 def invert_edit(args: InvertEdit, job: Job) -> list[Array]:
-    levels = job.schedule(jnp.asarray(job.times))
-    as_it_is = job._replace(wanted=job.source)
-
     @jax.jit
-    def run(params, key, images):
-        source = denoiser(as_it_is, Common(workdir=args.workdir), params)
-        walks = {"inversion": dj.ddim_inversion(), "solver": dj.ddim(), "strength": args.strength}
+    def run(weights, key, images):
+        source = job.plain(weights, job.source)
+        walks = {"levels": job.levels, "inversion": dj.ddim_inversion(), "strength": args.strength}
+        target, guided = job.denoiser(weights, job.wanted), job.guided(dj.ddim())
         return [
-            dj.edit_by_inversion(key, images, source, target, levels, **walks)
-            for target in (source, denoiser(job, args, params))
+            dj.edit_by_inversion(key, images, source, source, solver=dj.ddim(), **walks),
+            dj.edit_by_inversion(key, images, source, target, solver=guided, **walks),
         ]
 
-    return [job.images, *run(job.run.params, job.key, job.images)]
+    return [job.images, *run(job.weights, job.key, job.images)]
 
 
 def denoise(args: Denoise, job: Job) -> list[Array]:
+    job.require_denoiser("denoising")
     noise_key, key = jax.random.split(job.key)
     noisy = job.images + args.add_noise * jax.random.normal(noise_key, job.images.shape)
     std = args.noise_std
@@ -246,34 +185,34 @@ def denoise(args: Denoise, job: Job) -> list[Array]:
         print(f"The images are taken to hold noise of standard deviation {std:.3f}")
 
     @jax.jit
-    def run(params, key, noisy, std):
-        estimate = denoiser(job, args, params)
+    def run(weights, key, noisy, std):
+        estimate = job.denoiser(weights, job.wanted)
         settings = {"noise_std": std, "num_steps": args.num_steps}
         drawn = dj.denoise_noisy(key, noisy, estimate, dj.ddim(eta=1.0), job.schedule, **settings)
         level = jax.tree.map(lambda leaf: leaf[0], dj.noisy_levels(job.schedule, std))
         return estimate(level.alpha * noisy, level), drawn
 
-    return [job.images, noisy, *run(job.run.params, key, noisy, std)]
+    return [job.images, noisy, *run(job.weights, key, noisy, std)]
 
 
 def style(args: Style, job: Job) -> list[Array]:
+    job.require_denoiser("style")
     if not 0 <= args.style < len(job.images):
         raise ValueError(f"--style is {args.style}, but there are {len(job.images)} images.")
-    levels = job.schedule(jnp.asarray(job.times))
     wanted = job.images[args.style][None]
 
     @jax.jit
-    def run(params, key, images, wanted):
+    def run(weights, key, images, wanted):
         loss = dj.match_statistics(dj.patch_statistics, dj.patch_statistics(wanted))
         guided = dj.backward_guidance(
-            denoiser(job, args, params), loss, num_steps=10, step_size=args.step_size
+            job.denoiser(weights, job.wanted), loss, num_steps=10, step_size=args.step_size
         )
         return dj.image_to_image(
-            key, images, guided, dj.ddim(eta=1.0), levels, strength=args.strength
+            key, images, guided, dj.ddim(eta=1.0), job.levels, strength=args.strength
         )
 
     rows = [job.images, jnp.broadcast_to(wanted, job.images.shape)]
-    return [*rows, run(job.run.params, job.key, job.images, wanted)]
+    return [*rows, run(job.weights, job.key, job.images, wanted)]
 
 
 COMMANDS: dict[type, Callable[[Any, Job], list[Array]]] = {
@@ -285,95 +224,6 @@ COMMANDS: dict[type, Callable[[Any, Job], list[Array]]] = {
     Denoise: denoise,
     Style: style,
 }
-
-
-def denoiser(job: Job, args: Common, params: Any) -> Any:
-    """The run's denoiser under the wanted labels, guided and clipped."""
-    config, scale = job.run.config, args.guidance_scale
-    row = make_parameterization(config.diffusion)
-    learned = config.diffusion.learn_variance
-    build: Any = dj.make_learned_variance_denoiser if learned else dj.make_denoiser
-    make = partial(build, job.run.network.apply, params, row)
-    estimate: Any
-    if job.wanted is None:
-        estimate = make()
-    elif scale == 1.0:
-        estimate = make(labels=job.wanted)
-    else:
-        null = jnp.full_like(job.wanted, config.network.num_classes or 0)
-        both = dj.in_one_call(make, {"labels": job.wanted}, {"labels": null})
-        estimate = dj.guide(both, partial(dj.classifier_free, guidance_scale=scale))
-    estimate = dj.clip_denoised(estimate) if config.sampling.clip else estimate
-    return (lambda x, level: estimate(x, level).x0) if learned else estimate
-
-
-def read_job(args: Common) -> Job:
-    """Load the run and the images, and check that they fit."""
-    if args.num_images < 1 or args.num_steps < 1:
-        raise ValueError("--num-images and --num-steps must be at least 1.")
-    run = load_run(args.workdir, make_mesh())
-    schedule = make_schedule(run.config.diffusion, run.params)
-    times = make_times(SampleOptions(num_steps=args.num_steps), schedule)
-    row = make_parameterization(run.config.diffusion)
-    dj.parameterizations.check_level(row, schedule(jnp.asarray(times)))
-    images, labels = read_images(args, run)
-    source, wanted = read_labels(args, run, labels, len(images))
-    if args.guidance_scale != 1.0 and (wanted is None or not run.config.network.cond_drop_prob):
-        raise ValueError(
-            f"--guidance-scale is {args.guidance_scale:g}, but this run has no unconditional "
-            "estimate: it was trained without classes, or without dropping them."
-        )
-    return Job(run, schedule, times, images, source, wanted, jax.random.key(args.seed))
-
-
-def read_images(args: Common, run: Run) -> tuple[Array, np.ndarray | None]:
-    """Images as [N, H, W, C] in [-1, 1], and their labels if they have any."""
-    if args.input is None:
-        config = run.config.data
-        source = data.load(
-            config.name, split=config.split, path=config.path, image_size=config.image_size
-        )
-        examples = [source[i] for i in range(min(args.num_images, len(source)))]
-        images = np.stack([example["image"] for example in examples])
-        labels = [example["label"] for example in examples if "label" in example]
-    else:
-        with np.load(args.input) as arrays:
-            if "images" not in arrays:
-                raise ValueError(f"{args.input} holds {list(arrays)}; needed is an array images.")
-            images = arrays["images"][: args.num_images]
-            labels = arrays["labels"][: args.num_images] if "labels" in arrays else []
-    if images.shape[1:] != image_shape(run.config):
-        raise ValueError(
-            f"The images are {images.shape[1:]}, but this run makes {image_shape(run.config)}."
-        )
-    scaled = jnp.asarray(images, jnp.float32) / 127.5 - 1.0
-    return scaled, np.asarray(labels, np.int32) if len(labels) else None
-
-
-def read_labels(
-    args: Common, run: Run, labels: np.ndarray | None, count: int
-) -> tuple[Array | None, Array | None]:
-    """The labels that the images have and are to have; None for a run without classes."""
-    network = run.config.network
-    if network.num_classes is None:
-        parse_labels("all" if args.labels == "same" else args.labels, None)
-        return None, None
-    null = np.full(count, network.num_classes) if network.cond_drop_prob else None
-    source = null if labels is None else labels
-    if args.labels == "same":
-        wanted = source
-    elif args.labels == "none":
-        wanted = null
-    else:
-        chosen = parse_labels(args.labels, network.num_classes)
-        wanted = np.resize(np.asarray(chosen), count)
-    source = wanted if source is None else source
-    if source is None or wanted is None:
-        raise ValueError(
-            f"--labels is {args.labels!r}, but the input has no labels, or this run knows no "
-            "missing ones. Name the classes, such as --labels 0,1,2."
-        )
-    return jnp.asarray(source, jnp.int32), jnp.asarray(wanted, jnp.int32)
 
 
 def read_mask(text: str, size: tuple[int, ...]) -> np.ndarray:

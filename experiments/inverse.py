@@ -23,11 +23,11 @@ import numpy as np
 from jax import Array
 
 import diffjax as dj
-import edit
 from choices import build, listed
 from cli import parse_args, run_script
 from diffjax.core.parameterizations import Denoiser
 from diffjax.transforms import UncertaintyMap
+from jobs import Common, read_job
 from measurements import PROBLEMS, Measurement, magnitude
 from model import SampleOptions, make_levels, to_uint8
 from patch_prior import (
@@ -60,7 +60,7 @@ class Restoration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits(Restoration, edit.Common):
+class Digits(Restoration, Common):
     """Digits, or whatever a trained run makes."""
 
     labels: str = "none"
@@ -133,17 +133,17 @@ class Prior(NamedTuple):
 
 
 def digits(args: Digits) -> Prior:
-    job = edit.read_job(args)
+    job = read_job(args)
+    job.require_denoiser("an inverse problem")
 
-    def denoiser(params: Any, copies: int) -> Denoiser:
-        wanted = None if job.wanted is None else jnp.repeat(job.wanted, copies)
-        return edit.denoiser(job._replace(wanted=wanted), args, params)
+    def denoiser(weights: Any, copies: int) -> Denoiser:
+        return job.denoiser(weights, job.wanted.repeat(copies))
 
     # near pure noise the Jacobian of a network over alpha is all error
     options = SampleOptions(spacing=f"karras(largest={LARGEST_RATIO})", num_steps=args.num_steps)
     levels = make_levels(options, job.schedule)
     std = float(jnp.std(job.images))
-    return Prior(job.images, job.run.params, denoiser, levels, std, lambda x: x)
+    return Prior(job.images, job.weights, denoiser, levels, std, lambda x: x)
 
 
 def photographs_prior(args: Photographs) -> Prior:

@@ -11,7 +11,7 @@ noises, trajectory shows a sampling run: x, and the estimate of x0, on the way.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -22,8 +22,8 @@ from jax import Array
 import diffjax as dj
 from cli import parse_args, prepare_output, run_script
 from diffjax.training.manifest import write_atomically
-from edit import Common, Job, read_job
-from model import SampleOptions, make_levels, sampling_denoiser, to_uint8
+from jobs import Common, Job, read_job
+from model import SampleOptions, make_levels, to_uint8
 from pictures import save_grid
 
 
@@ -64,24 +64,18 @@ Args = Reconstruct | Interpolate | Trajectory
 Made = tuple[list[Array], dict[str, Any]]
 
 
-def make_denoiser(job: Job, params: Any, labels: Array | None) -> Any:
-    """The run's denoiser, unclipped: what is clipped cannot be walked backwards."""
-    options = SampleOptions(clip=False)
-    return sampling_denoiser(job.run.config, job.run.network, options)(params, labels)
-
-
 def levels_of(job: Job, num_steps: int) -> dj.NoiseLevel:
     """The grid of a sampling run, from noise to clean data."""
     return make_levels(SampleOptions(num_steps=num_steps), job.schedule)
 
 
 def make_flow(job: Job, num_steps: int) -> Callable[..., Array]:
-    """`follow(params, x, labels, start, end)` along the probability flow, compiled once."""
+    """`follow(weights, x, told, start, end)` along the probability flow, compiled once."""
 
     @jax.jit
-    def follow(params, x, labels, start, end):
+    def follow(weights, x, told, start, end):
         return dj.follow_flow(
-            x, make_denoiser(job, params, labels), job.schedule, start, end,
+            x, job.denoiser(weights, told), job.schedule, start, end,
             integrate=dj.runge_kutta(num_steps),
         )  # fmt: skip
 
@@ -96,13 +90,13 @@ def ends_of(job: Job) -> tuple[dj.NoiseLevel, dj.NoiseLevel]:
 
 
 def reconstruct(args: Reconstruct, job: Job) -> Made:
-    params, images, labels = job.run.params, job.images, job.wanted
+    weights, images, told = job.weights, job.images, job.wanted
     most = max(args.steps)
 
     # one program for every number of steps
     @jax.jit
-    def walk(params, x, labels, rising, falling, num_steps):
-        denoise = make_denoiser(job, params, labels)
+    def walk(weights, x, told, rising, falling, num_steps):
+        denoise = job.denoiser(weights, told)
         up = dj.sample(job.key, x, denoise, dj.ddim_inversion(), rising, num_steps=num_steps)
         down = dj.sample(job.key, up, denoise, dj.ddim(), falling, num_steps=num_steps)
         return up, down
@@ -112,11 +106,11 @@ def reconstruct(args: Reconstruct, job: Job) -> Made:
         falling = levels_of(job, num_steps)
         rising = jax.tree.map(lambda leaf: leaf[::-1], falling)
         grids = (dj.pad_levels(grid, most) for grid in (rising, falling))
-        walks[f"ddim {num_steps}"] = walk(params, images, labels, *grids, num_steps)
+        walks[f"ddim {num_steps}"] = walk(weights, images, told, *grids, num_steps)
     clean, noisy = ends_of(job)
     follow = make_flow(job, args.flow_steps)
-    up = follow(params, images, labels, clean, noisy)
-    walks["flow"] = up, follow(params, up, labels, noisy, clean)
+    up = follow(weights, images, told, clean, noisy)
+    walks["flow"] = up, follow(weights, up, told, noisy, clean)
 
     scale = jnp.hypot(noisy.alpha, noisy.sigma)
     figures = {}
@@ -134,22 +128,21 @@ def interpolate(args: Interpolate, job: Job) -> Made:
     if pairs < 1 or args.num_between < 1:
         raise ValueError("--num-images must be at least 2, and --num-between at least 1.")
     follow = make_flow(job, args.flow_steps)
-    latents = follow(job.run.params, job.images, job.wanted, clean, noisy)
+    latents = follow(job.weights, job.images, job.wanted, clean, noisy)
     first, second = latents[0 : 2 * pairs : 2], latents[1 : 2 * pairs : 2]
-    weights = np.linspace(0.0, 1.0, args.num_between + 2)
+    shares = np.linspace(0.0, 1.0, args.num_between + 2)
     paths = {
-        "sphere": jnp.stack([dj.slerp(first, second, weight) for weight in weights], axis=1),
-        "line": jnp.stack([(1 - weight) * first + weight * second for weight in weights], axis=1),
+        "sphere": jnp.stack([dj.slerp(first, second, share) for share in shares], axis=1),
+        "line": jnp.stack([(1 - share) * first + share * second for share in shares], axis=1),
     }
     rows, figures = [], {}
     for name, path in paths.items():
-        asked = job.wanted
-        if asked is not None:
-            # where the two images are of two classes, that of the first
-            asked = jnp.repeat(asked[0 : 2 * pairs : 2], len(weights))
+        # where the two images are of two classes, that of the first
+        firsts = jax.tree.map(lambda rows: rows[0 : 2 * pairs : 2], job.wanted)
+        asked = firsts.repeat(len(shares))
         flat = path.reshape(-1, *path.shape[2:])
-        rows += list(follow(job.run.params, flat, asked, noisy, clean).reshape(path.shape))
-        middle = jnp.std(path[:, len(weights) // 2] / jnp.hypot(noisy.alpha, noisy.sigma))
+        rows += list(follow(job.weights, flat, asked, noisy, clean).reshape(path.shape))
+        middle = jnp.std(path[:, len(shares) // 2] / jnp.hypot(noisy.alpha, noisy.sigma))
         figures[name] = {"latent_std_in_the_middle": float(middle)}
         print(f"{name:10} latents of standard deviation {middle:.3f} in the middle")
     return rows, figures
@@ -159,13 +152,13 @@ def trajectory(args: Trajectory, job: Job) -> Made:
     levels = levels_of(job, args.num_steps)
 
     @jax.jit
-    def walk(params, key, labels):
+    def walk(weights, key, told):
         noise_key, key = jax.random.split(key)
         x = dj.initial_noise(noise_key, job.images.shape, levels)
-        denoise = make_denoiser(job, params, labels)
+        denoise = job.denoiser(weights, told)
         return dj.trajectory(key, x, denoise, dj.ddim(), levels)
 
-    passed = walk(job.run.params, job.key, job.wanted)
+    passed = walk(job.weights, job.key, job.wanted)
     shown = (
         np.linspace(0, args.num_steps - 1, min(args.columns, args.num_steps)).round().astype(int)
     )
@@ -188,7 +181,11 @@ def main() -> None:
     command = COMMANDS[type(args)]
     name = f"latents_{command.__name__}.png"
     output = prepare_output(args.output or args.workdir / name, ".png")
-    rows, figures = command(args, read_job(args))
+    # what is clipped cannot be walked backwards
+    scale = 1.0 if args.guidance_scale is None else args.guidance_scale
+    job = read_job(replace(args, clip=False, guidance_scale=scale))
+    job.require_denoiser("the latent space")
+    rows, figures = command(args, job)
     images = np.concatenate([to_uint8(row) for row in rows])
     save_grid(output, images, columns=len(rows[0]))
     write_atomically(output.with_suffix(".json"), json.dumps(figures, indent=2) + "\n")

@@ -214,7 +214,11 @@ def make_solver(options: SampleOptions, schedule: Schedule, learned_variance: bo
         if "eta" not in accepted:
             raise ValueError(f"--eta is {options.eta}, but the solver {name} has none.")
         settings["eta"] = options.eta
-    solver = build("solver", options.solver, SOLVERS, **settings)
+    return guided_solver(build("solver", options.solver, SOLVERS, **settings), options)
+
+
+def guided_solver(solver: dj.Solver, options: SampleOptions) -> dj.Solver:
+    """The solver under the guidance of the options, where that is one of solvers."""
     guidance = options.read_guidance()
     if guidance is None or guidance.solver is None:
         return solver

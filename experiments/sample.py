@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 import diffjax as dj
@@ -22,33 +21,34 @@ from choices import RATIOS, SPACINGS, listed
 from cli import parse_args, prepare_output, run_script
 from config import Config
 from diffjax.core.conditioning import Condition
-from diffjax.networks import Functional
 from diffjax.solvers import SOLVERS
 from diffjax.training import initialize_distributed, make_mesh
 from diffjax.training.manifest import whole_file
-from guidances import GUIDANCES, Guides
+from guidances import Guides
 from model import (
     NO_GUIDES,
     SampleOptions,
     count_steps,
     make_sampler,
     make_schedule,
-    sampling_defaults,
     to_uint8,
 )
 from pictures import save_grid
-from runs import Run, load_run
+from runs import load_run
+from steering import Steering, load_guides, parse_labels, steering_options
 from text import load_text, text_condition
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(Steering):
     """Sample images from a trained run."""
 
-    workdir: Path
-    """the run folder"""
     num_samples: int = 100
     """how many images"""
+    labels: str = "all"
+    """classes to sample, such as 0,1,2 (taken in turn), or all"""
+    prompt: str | None = None
+    """what the images show, for a run with captions"""
     solver: Annotated[str | None, listed("solver, by default the run's", SOLVERS)] = None
     num_steps: int | None = None
     """steps; by default as the run's configuration says, or, for another solver than the run's,
@@ -60,52 +60,12 @@ class Args:
     """the time grid itself, noise first: a list such as 999,500,20 or FILE.json of tune_grid.py"""
     eta: float | None = None
     """noise of ddim: 0 (its default) is deterministic, 1 is ancestral"""
-    guidance: Annotated[str | None, listed("guidance, by default the run's", GUIDANCES)] = None
-    guidance_scale: float | None = None
-    """of the guidance; 1 is off (cfg_plus_plus takes 0 to 1); by default as the run's
-    configuration says"""
-    guidance_interval: tuple[float, float] | None = None
-    """where to guide, low < sigma / alpha <= high; by default as the configuration says"""
-    classifier: Path | None = None
-    """folder of a run such as digits_classifier, to guide by its classifier of noisy images"""
-    classifier_scale: float = 1.0
-    """of the guidance by the classifier: 0 is off; 1 is Bayes' rule for unconditional estimates
-    (--guidance-scale 0)"""
-    labels: str = "all"
-    """classes to sample, such as 0,1,2 (taken in turn), or all"""
-    prompt: str | None = None
-    """what the images show, for a run with captions"""
-    negative_prompt: str | None = None
-    """what guidance leads away from; by default the empty text"""
     seed: int = 0
     """image i of a seed is always the same"""
     output: Path | None = None
     """FILE.npz (images, labels) or FILE.png (a grid); by default WORKDIR/samples.png"""
     batch_size: int = 256
     """images computed at once"""
-    checkpoint: int | None = None
-    """step of the checkpoint to sample from; by default the newest"""
-    ema: str | None = None
-    """which average of the weights, by its decay; by default the first of the configuration"""
-    clip: bool | None = None
-    """clip estimates of x0 to the range of the data; by default as the configuration says"""
-
-
-def parse_labels(text: str, num_classes: int | None) -> np.ndarray | None:
-    """The classes that `--labels` names: [K] int32, or None for a run without classes."""
-    if num_classes is None:
-        if text != "all":
-            raise ValueError(f"--labels is {text!r}, but this run was trained without labels.")
-        return None
-    if text == "all":
-        return np.arange(num_classes, dtype=np.int32)
-    try:
-        labels = np.array([int(part) for part in text.split(",")], np.int32)
-    except ValueError:
-        raise ValueError(f"--labels is {text!r}; expected numbers such as 0,1,2 or all.") from None
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"--labels is {text}; the classes of this run are 0 to {num_classes - 1}.")
-    return labels
 
 
 def parse_times(text: str | None) -> tuple[float, ...] | None:
@@ -132,7 +92,7 @@ def read_prompts(
         that was in no caption.
     """
     if config.text is None:
-        if args.prompt is not None or args.negative_prompt is not None:
+        if args.prompt is not None:
             raise ValueError("--prompt is given, but this run was trained without captions.")
         return None, None
     if args.prompt is None:
@@ -143,61 +103,17 @@ def read_prompts(
 
 def sample_options(args: Args, config: Config) -> SampleOptions:
     """Fill what the command line leaves open from the run's configuration."""
-    options = sampling_defaults(
+    if args.times is not None and args.num_steps is not None:
+        raise ValueError("--times is a grid of its own; leave --num-steps away.")
+    return steering_options(
+        args,
         config,
         solver=args.solver,
         num_steps=args.num_steps,
         spacing=args.spacing,
         times=parse_times(args.times),
         eta=args.eta,
-        guidance=args.guidance,
-        guidance_scale=args.guidance_scale,
-        guidance_interval=args.guidance_interval,
-        classifier_scale=args.classifier_scale,
-        clip=args.clip,
     )
-    condition = config.network if config.text is None else config.text
-    guidance = options.read_guidance()
-    away = guidance is not None and guidance.weaker == "unconditional"
-    if away and not condition.cond_drop_prob:
-        raise ValueError(
-            f"--guidance-scale is {options.guidance_scale:g}, but this run was trained without "
-            "dropping its condition (cond_drop_prob is 0), so it has no unconditional estimate."
-        )
-    if not away and args.negative_prompt is not None:
-        raise ValueError("--negative-prompt needs guidance: set --guidance-scale above 1.")
-    if args.times is not None and args.num_steps is not None:
-        raise ValueError("--times is a grid of its own; leave --num-steps away.")
-    if args.classifier is not None and guidance is not None and guidance.solver is not None:
-        raise ValueError(f"--classifier does not go with --guidance {options.guidance}.")
-    return options
-
-
-def load_guides(
-    args: Args, run: Run, options: SampleOptions, mesh: Mesh
-) -> tuple[Functional | None, Guides]:
-    """The classifier, if there is one, and the weights that guide beside those of the run.
-
-    Raises:
-      ValueError: the classifier was trained on other levels than the run, or for other classes.
-    """
-    guidance, weaker = options.read_guidance(), None
-    if guidance is not None and guidance.checkpoint is not None:
-        weaker = load_run(args.workdir, mesh, step=guidance.checkpoint, ema=args.ema).params
-    if args.classifier is None:
-        return None, Guides(weaker)
-    classifier = load_run(args.classifier, mesh, task="classify")
-    for name in ("schedule", "num_train_steps", "zero_terminal_snr", "shift"):
-        own, its = (getattr(each.config.diffusion, name) for each in (run, classifier))
-        if own != its:
-            raise ValueError(
-                f"The classifier was trained with diffusion.{name} {its}, this run with {own}; "
-                "its levels must be those of the run."
-            )
-    own, its = (each.config.network.num_classes for each in (run, classifier))
-    if own != its:
-        raise ValueError(f"The classifier tells {its} classes apart, but this run has {own}.")
-    return classifier.network, Guides(weaker, classifier.params)
 
 
 def generate_all(

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 import edit
+import jobs
+from config import TextConfig
 from configs import CONFIGS
-from diffjax.networks import Functional
+from diffjax.networks import ContextConfig, Functional
 from runs import Run
 
 RNG = np.random.default_rng(0)
@@ -25,7 +27,7 @@ def apply(params, x, t, *, labels):
 def call(monkeypatch, tmp_path):
     """Run a command on three images; what it wrote."""
     run = Run(CONFIGS["digits"], Functional(lambda key: 0.3, apply), jnp.array(0.3), 1)
-    monkeypatch.setattr(edit, "load_run", lambda workdir, mesh: run)
+    monkeypatch.setattr(jobs, "load_run", lambda *_, **__: run)
     np.savez(tmp_path / "in.npz", images=IMAGES, labels=np.array([0, 3, 9]))
 
     def call(command, *words, output="out.npz"):
@@ -76,6 +78,37 @@ def test_varying_restyling_and_inverting_depend_on_the_labels(call):
         assert np.mean(other[0]) > np.mean(same[0])
 
 
+def test_guidances_of_estimates_and_of_solvers_steer_an_edit(call):
+    plain = call("img2img", "--labels", "9")
+    for guidance in ("apg", "cfg_plus_plus"):
+        guided = call("img2img", "--labels", "9", "--guidance", guidance, "--guidance-scale", 0.5)
+        assert np.any(guided != plain), guidance
+    for command in ("denoise", "outpaint", "style"):
+        with pytest.raises(ValueError, match="needs guided estimates"):
+            call(command, "--guidance", "cfg_plus_plus")
+
+
+def test_captions_say_what_to_make(call, monkeypatch, tmp_path):
+    """A run with captions, whose network is as bright as its text is long."""
+    config, told = CONFIGS["digits"], {"context": ContextConfig(features=2)}
+    network = dataclasses.replace(config.network, num_classes=None, cond_drop_prob=0.0, **told)
+    config = dataclasses.replace(config, network=network, text=TextConfig(features=2))
+    apply = lambda params, x, t, *, context: params * x - context[:, None]
+    run = Run(config, Functional(None, apply), jnp.array(0.3), 1)
+    monkeypatch.setattr(jobs, "load_run", lambda *_, **__: run)
+    encode = lambda texts: {"context": np.array([[[0.1 * len(t)]] for t in texts], np.float32)}
+    monkeypatch.setattr(jobs, "load_text", lambda workdir: encode)
+    captions = np.array(["a", "bbb", "ccccc"])
+    np.savez(tmp_path / "told.npz", images=np.full((3, 8, 8, 1), 128, np.uint8), captions=captions)
+    own = call("img2img", "--input", tmp_path / "told.npz")
+    assert np.all(np.diff(own.mean(axis=(1, 2, 3))) > 0)
+    asked = call("img2img", "--input", tmp_path / "told.npz", "--prompt", "bbb")
+    np.testing.assert_array_equal(asked[1], own[1])
+    assert asked[0].mean() > own[0].mean()
+    with pytest.raises(ValueError, match="give --prompt"):
+        call("img2img", "--input", tmp_path / "told.npz", "--labels", "3")
+
+
 def test_denoising_with_the_noise_that_there_is_and_one_estimated(call, capsys):
     assert call("denoise", "--noise-std", 0.3).shape == IMAGES.shape
     assert call("denoise", "--add-noise", 0.3).shape == IMAGES.shape
@@ -96,6 +129,8 @@ def test_a_picture_has_a_row_for_each_stage(call):
         (("style", "--style", 5), "there are 3 images"),
         (("outpaint", "--width", 4), "do not cover a canvas"),
         (("denoise", "--num-steps", 0), "at least 1"),
+        (("img2img", "--prompt", "a red circle"), "without captions"),
+        (("img2img", "--negative-prompt", "a red circle"), "without captions"),
         (("inpaint", "--jump-length", 7), "for a grid of 6 steps"),
     ],
 )
@@ -117,7 +152,7 @@ def test_guidance_needs_an_unconditional_estimate(monkeypatch, call):
     config = CONFIGS["digits"]
     certain = dataclasses.replace(config.network, cond_drop_prob=0.0)
     run = Run(dataclasses.replace(config, network=certain), Functional(None, apply), 0.3, 1)
-    monkeypatch.setattr(edit, "load_run", lambda workdir, mesh: run)
+    monkeypatch.setattr(jobs, "load_run", lambda *_, **__: run)
     with pytest.raises(ValueError, match="no unconditional estimate"):
         call("img2img", "--guidance-scale", 2.0)
     with pytest.raises(ValueError, match="Name the classes"):

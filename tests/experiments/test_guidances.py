@@ -10,6 +10,7 @@ import pytest
 
 import diffjax as dj
 import sample
+import steering
 from configs import CONFIGS
 from diffjax.networks import Functional
 from diffjax.training import make_mesh
@@ -105,9 +106,9 @@ def test_a_classifier_of_other_levels_is_refused(monkeypatch):
     run = Run(CONFIG, NETWORK, 0.3, 1)
     other = dataclasses.replace(CONFIG.diffusion, schedule="linear_betas")
     classifier = Run(dataclasses.replace(CONFIG, diffusion=other), NETWORK, 0.3, 1)
-    monkeypatch.setattr(sample, "load_run", lambda *_, **__: classifier)
+    monkeypatch.setattr(steering, "load_run", lambda *_, **__: classifier)
     with pytest.raises(ValueError, match=r"diffusion\.schedule linear_betas, this run with cosine"):
-        sample.load_guides(args(classifier="other"), run, PLAIN, None)
+        steering.load_guides(args(classifier="other"), run, PLAIN, None)
 
 
 def test_a_classifier_leans_towards_the_label_as_its_transform_does():

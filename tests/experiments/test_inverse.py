@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import edit
 import inverse
+import jobs
 from configs import CONFIGS
 from diffjax.networks import Functional
 from runs import Run
@@ -20,7 +20,7 @@ def call(monkeypatch, tmp_path, capsys):
     few = partial(inverse.fit_patches, seed=0, num_components=2, num_patches=60)
     monkeypatch.setattr(inverse, "fit_patches", lambda seen, side, **_: few(seen, side))
     run = Run(CONFIGS["digits"], Functional(None, apply), jnp.array(0.3), 1)
-    monkeypatch.setattr(edit, "load_run", lambda workdir, mesh: run)
+    monkeypatch.setattr(jobs, "load_run", lambda *_, **__: run)
 
     def call(*words):
         output = tmp_path / "out.png"

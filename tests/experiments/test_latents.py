@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import edit
+import jobs
 import latents
 from configs import CONFIGS
 from diffjax.core import exact, schedules
@@ -39,7 +39,7 @@ def call(monkeypatch, tmp_path):
     )
     config = dataclasses.replace(CONFIGS["digits_vp"], diffusion=diffusion)
     run = Run(config, Functional(lambda key: jnp.array(1.0), perfect), jnp.array(1.0), 1)
-    monkeypatch.setattr(edit, "load_run", lambda workdir, mesh: run)
+    monkeypatch.setattr(jobs, "load_run", lambda *_, **__: run)
     np.savez(tmp_path / "in.npz", images=IMAGES, labels=np.arange(4))
 
     def call(command, *words):

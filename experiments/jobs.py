@@ -1,0 +1,225 @@
+"""What scripts that start from pictures work on: a trained run, pictures, and what it is told."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import diffjax as dj
+from config import Config
+from diffjax.core.conditioning import Condition
+from diffjax.core.schedules import Schedule
+from diffjax.training import make_mesh
+from guidances import Guides
+from model import (
+    SampleOptions,
+    guided_solver,
+    make_levels,
+    make_parameterization,
+    make_schedule,
+    sampling_denoiser,
+)
+from runs import Run, image_shape, load_run, open_source
+from steering import Steering, load_guides, parse_labels, steering_options
+from text import load_text, text_condition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common(Steering):
+    """What every command takes."""
+
+    input: Path | None = None
+    """FILE.npz with images [N, H, W, C] and, if there are any, labels [N] or captions [N]; by
+    default the first images of the run's own data set"""
+    num_images: int = 10
+    """how many of them"""
+    labels: str = "same"
+    """classes to make, such as 3 or 0,1,2 (taken in turn); same for those of the input, none for
+    none"""
+    prompt: str | None = None
+    """what to make, for a run with captions; by default the captions of the input, or nothing where
+    it has none"""
+    num_steps: int = 50
+    """steps of the grid from noise to image"""
+    seed: int = 0
+    """of all noise"""
+    output: Path | None = None
+    """FILE.png (rows before and after) or FILE.npz (images); by default WORKDIR/COMMAND.png"""
+
+
+class Told(NamedTuple):
+    """What the network is told of images: labels [N], the rows of their texts, or nothing."""
+
+    labels: Array | None = None
+    texts: dict[str, Array] | None = None
+
+    def repeat(self, count: int) -> "Told":
+        """The same for as many copies of each image."""
+        return jax.tree.map(lambda rows: jnp.repeat(rows, count, axis=0), self)
+
+
+class Pictures(NamedTuple):
+    """Images and what is known of them.
+
+    Attributes:
+      images: [N, H, W, C] float32 in [-1, 1]; NaN where something is missing.
+      labels: [N] int32, if they have any.
+      captions: N texts, if they have any.
+    """
+
+    images: Array
+    labels: np.ndarray | None = None
+    captions: Sequence[str] | None = None
+
+
+class Job(NamedTuple):
+    """What a command works on.
+
+    Attributes:
+      run: the trained run.
+      options: how it is steered.
+      schedule: its forward process.
+      levels: the grid, noise first.
+      images: [N, H, W, C] float32 in [-1, 1]; NaN where something is missing.
+      source, wanted: what the network is told of the images as they are and as they are to be.
+      key: one key, of which every image gets its own.
+      weights: all that `denoiser` and `plain` take into compiled functions.
+      denoiser: (weights, told) -> the run's denoiser, guided and clipped as the options say; for
+        a guidance of solvers what those take in its place.
+      plain: the same without guidance.
+    """
+
+    run: Run
+    options: SampleOptions
+    schedule: Schedule
+    levels: dj.NoiseLevel
+    images: Array
+    source: Told
+    wanted: Told
+    key: Array
+    weights: Any
+    denoiser: Callable[[Any, Told], Any]
+    plain: Callable[[Any, Told], Any]
+
+    def guided(self, solver: dj.Solver) -> dj.Solver:
+        """The solver, guided where the guidance is one of solvers."""
+        return guided_solver(solver, self.options)
+
+    def require_denoiser(self, what: str) -> None:
+        """Refuse guidances of solvers where the estimate itself is needed."""
+        guidance = self.options.read_guidance()
+        if guidance is not None and guidance.solver is not None:
+            raise ValueError(
+                f"--guidance {self.options.guidance} changes the solver, but {what} needs guided "
+                "estimates; classifier_free and most others make them."
+            )
+
+
+def read_job(args: Common) -> Job:
+    """Load the run and the images, and check that they fit."""
+    if args.num_images < 1 or args.num_steps < 1:
+        raise ValueError("--num-images and --num-steps must be at least 1.")
+    mesh = make_mesh()
+    run = load_run(args.workdir, mesh, step=args.checkpoint, ema=args.ema)
+    settings = {"solver": "ddim", "num_steps": args.num_steps, "spacing": "trailing"}
+    options = steering_options(args, run.config, **settings)
+    schedule = make_schedule(run.config.diffusion, run.params)
+    levels = make_levels(options, schedule)
+    dj.parameterizations.check_level(make_parameterization(run.config.diffusion), levels)
+    pictures = read_pictures(args, run.config)
+    source, wanted, text = read_told(args, run.config, pictures)
+    classifier, guides = load_guides(args, run, options, mesh)
+    unguided = replace(options, guidance="classifier_free", guidance_scale=1.0)
+    guided = sampling_denoiser(run.config, run.network, options, text, classifier)
+    plain = sampling_denoiser(run.config, run.network, unguided)
+
+    def denoiser(weights: tuple[Any, Guides], told: Told) -> Any:
+        return guided(weights[0], *told, weights[1])
+
+    return Job(
+        run, options, schedule, levels, pictures.images, source, wanted,
+        jax.random.key(args.seed), (run.params, guides),
+        denoiser, lambda weights, told: plain(weights[0], *told),
+    )  # fmt: skip
+
+
+def read_pictures(args: Common, config: Config) -> Pictures:
+    """The images of the input, or the first ones of the run's data set."""
+    if args.input is None:
+        source = open_source(config.data)
+        examples = [source[i] for i in range(min(args.num_images, len(source)))]
+        images = np.stack([example["image"] for example in examples])
+        known = {
+            name: [example[single] for example in examples]
+            for name, single in (("labels", "label"), ("captions", "caption"))
+            if single in examples[0]
+        }
+    else:
+        with np.load(args.input) as arrays:
+            if "images" not in arrays:
+                raise ValueError(f"{args.input} holds {list(arrays)}; needed is an array images.")
+            images = arrays["images"][: args.num_images]
+            known = {
+                name: arrays[name][: args.num_images].tolist()
+                for name in ("labels", "captions")
+                if name in arrays
+            }
+    if images.shape[1:] != image_shape(config):
+        raise ValueError(
+            f"The images are {images.shape[1:]}, but this run makes {image_shape(config)}."
+        )
+    labels = np.asarray(known["labels"], np.int32) if "labels" in known else None
+    scaled = jnp.asarray(images, jnp.float32) / 127.5 - 1.0
+    return Pictures(scaled, labels, known.get("captions"))
+
+
+def read_told(
+    args: Common, config: Config, pictures: Pictures
+) -> tuple[Told, Told, Condition | None]:
+    """What the network is told of the images as they are and as they are to be.
+
+    The third is what guidance leads away from, for runs with captions.
+    """
+    if config.text is None:
+        if args.prompt is not None:
+            raise ValueError("--prompt is given, but this run was trained without captions.")
+        return *read_labels(args, config, pictures), None
+    if args.labels not in ("same", "none"):
+        raise ValueError(f"--labels is {args.labels!r}; for a run with captions give --prompt.")
+    encode, count = load_text(args.workdir), len(pictures.images)
+    empty = [""] * count
+    own = empty if pictures.captions is None else pictures.captions
+    wanted = empty if args.labels == "none" else own
+    if args.prompt is not None:
+        wanted = [args.prompt] * count
+    source, told = (Told(None, jax.tree.map(jnp.asarray, encode(rows))) for rows in (own, wanted))
+    return source, told, text_condition(encode, text=args.negative_prompt or "")
+
+
+def read_labels(args: Common, config: Config, pictures: Pictures) -> tuple[Told, Told]:
+    """The labels that the images have and are to have; nothing for a run without classes."""
+    network, count = config.network, len(pictures.images)
+    if network.num_classes is None:
+        parse_labels("all" if args.labels in ("same", "none") else args.labels, None)
+        return Told(), Told()
+    null = np.full(count, network.num_classes) if network.cond_drop_prob else None
+    source = null if pictures.labels is None else pictures.labels
+    if args.labels == "same":
+        wanted = source
+    elif args.labels == "none":
+        wanted = null
+    else:
+        chosen = parse_labels(args.labels, network.num_classes)
+        wanted = np.resize(np.asarray(chosen), count)
+    source = wanted if source is None else source
+    if source is None or wanted is None:
+        raise ValueError(
+            f"--labels is {args.labels!r}, but the input has no labels, or this run knows no "
+            "missing ones. Name the classes, such as --labels 0,1,2."
+        )
+    return Told(jnp.asarray(source, jnp.int32)), Told(jnp.asarray(wanted, jnp.int32))

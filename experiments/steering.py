@@ -1,0 +1,118 @@
+"""How a trained run is steered towards what it is asked for, on the command line."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from choices import listed
+from config import Config
+from diffjax.networks import Functional
+from guidances import GUIDANCES, Guides
+from model import SampleOptions, sampling_defaults
+from runs import Run, load_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steering:
+    """Which weights of a run, and the guidance of its estimates."""
+
+    workdir: Path
+    """the run folder"""
+    checkpoint: int | None = None
+    """step of the checkpoint to take; by default the newest"""
+    ema: str | None = None
+    """which average of the weights, by its decay; by default the first of the configuration"""
+    guidance: Annotated[str | None, listed("guidance, by default the run's", GUIDANCES)] = None
+    guidance_scale: float | None = None
+    """of the guidance; 1 is off (cfg_plus_plus takes 0 to 1); by default as the run's
+    configuration says"""
+    guidance_interval: tuple[float, float] | None = None
+    """where to guide, low < sigma / alpha <= high; by default as the configuration says"""
+    negative_prompt: str | None = None
+    """what guidance leads away from, for a run with captions; by default the empty text"""
+    classifier: Path | None = None
+    """folder of a run such as digits_classifier, to guide by its classifier of noisy images"""
+    classifier_scale: float = 1.0
+    """of the guidance by the classifier: 0 is off; 1 is Bayes' rule for unconditional estimates
+    (--guidance-scale 0)"""
+    clip: bool | None = None
+    """clip estimates of x0 to the range of the data; by default as the configuration says"""
+
+
+def steering_options(args: Steering, config: Config, **changes: Any) -> SampleOptions:
+    """How to sample from a run: as its configuration says, but for the command line and `changes`.
+
+    Raises:
+      ValueError: the run has no estimate to lean away from, or two settings exclude each other.
+    """
+    options = sampling_defaults(
+        config,
+        guidance=args.guidance,
+        guidance_scale=args.guidance_scale,
+        guidance_interval=args.guidance_interval,
+        classifier_scale=args.classifier_scale,
+        clip=args.clip,
+        **changes,
+    )
+    condition = config.network if config.text is None else config.text
+    guidance = options.read_guidance()
+    away = guidance is not None and guidance.weaker == "unconditional"
+    if away and not condition.cond_drop_prob:
+        raise ValueError(
+            f"--guidance-scale is {options.guidance_scale:g}, but this run was trained without "
+            "dropping its condition (cond_drop_prob is 0), so it has no unconditional estimate."
+        )
+    if args.negative_prompt is not None and config.text is None:
+        raise ValueError("--negative-prompt is given, but this run was trained without captions.")
+    if args.negative_prompt is not None and not away:
+        raise ValueError("--negative-prompt needs guidance: set --guidance-scale above 1.")
+    if args.classifier is not None and guidance is not None and guidance.solver is not None:
+        raise ValueError(f"--classifier does not go with --guidance {options.guidance}.")
+    return options
+
+
+def load_guides(
+    args: Steering, run: Run, options: SampleOptions, mesh: Mesh
+) -> tuple[Functional | None, Guides]:
+    """The classifier, if there is one, and the weights that guide beside those of the run.
+
+    Raises:
+      ValueError: the classifier was trained on other levels than the run, or for other classes.
+    """
+    guidance, weaker = options.read_guidance(), None
+    if guidance is not None and guidance.checkpoint is not None:
+        weaker = load_run(args.workdir, mesh, step=guidance.checkpoint, ema=args.ema).params
+    if args.classifier is None:
+        return None, Guides(weaker)
+    classifier = load_run(args.classifier, mesh, task="classify")
+    for name in ("schedule", "num_train_steps", "zero_terminal_snr", "shift"):
+        own, its = (getattr(each.config.diffusion, name) for each in (run, classifier))
+        if own != its:
+            raise ValueError(
+                f"The classifier was trained with diffusion.{name} {its}, this run with {own}; "
+                "its levels must be those of the run."
+            )
+    own, its = (each.config.network.num_classes for each in (run, classifier))
+    if own != its:
+        raise ValueError(f"The classifier tells {its} classes apart, but this run has {own}.")
+    return classifier.network, Guides(weaker, classifier.params)
+
+
+def parse_labels(text: str, num_classes: int | None) -> np.ndarray | None:
+    """The classes that `--labels` names: [K] int32, or None for a run without classes."""
+    if num_classes is None:
+        if text != "all":
+            raise ValueError(f"--labels is {text!r}, but this run was trained without labels.")
+        return None
+    if text == "all":
+        return np.arange(num_classes, dtype=np.int32)
+    try:
+        labels = np.array([int(part) for part in text.split(",")], np.int32)
+    except ValueError:
+        raise ValueError(f"--labels is {text!r}; expected numbers such as 0,1,2 or all.") from None
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(f"--labels is {text}; the classes of this run are 0 to {num_classes - 1}.")
+    return labels
