@@ -8,13 +8,12 @@ Source: Latent Diffusion, arXiv:2112.10752, section 3.1 and appendix G.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from diffjax.core.keys import normal_each
+from diffjax.core.latents import Posterior
 from diffjax.networks.autoencoder_blocks import (
     Autoencoder,
     Decoder,
@@ -84,40 +83,6 @@ def sd3_autoencoder(**changes) -> AutoencoderKLConfig:
 def flux_autoencoder(**changes) -> AutoencoderKLConfig:
     """The autoencoder of Flux, in the shape of Stable Diffusion 3's."""
     return sd3_autoencoder(**{"scaling_factor": 0.3611, "shift_factor": 0.1159, **changes})
-
-
-class Posterior(NamedTuple):
-    """A normal distribution of latents, independent in all elements.
-
-    Attributes:
-      mean, logvar: [B, h, w, latent_channels] float32; logvar is the logarithm of the variance.
-    """
-
-    mean: Array
-    logvar: Array
-
-
-def sample_posterior(keys: Array, posterior: Posterior) -> Array:
-    """One draw for every sample: mean + exp(logvar / 2) eps.
-
-    Args:
-      keys: [B] PRNG keys.
-      posterior: from `encode`.
-    """
-    eps = normal_each(keys, posterior.mean.shape[1:])
-    return posterior.mean + jnp.exp(0.5 * posterior.logvar) * eps
-
-
-def posterior_kl(posterior: Posterior) -> Array:
-    """The Kullback-Leibler divergence from a standard normal distribution, [B] nats.
-
-        1/2 sum(mean^2 + exp(logvar) - 1 - logvar)
-
-    Source: Auto-Encoding Variational Bayes, arXiv:1312.6114, appendix B.
-    """
-    mean, logvar = posterior
-    terms = jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar
-    return 0.5 * terms.sum(tuple(range(1, mean.ndim)))
 
 
 def autoencoder_kl(config: AutoencoderKLConfig) -> Autoencoder:
