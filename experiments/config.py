@@ -8,7 +8,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 from choices import DENSITIES, PREDICTIONS, RATIOS, SCHEDULES, SPACINGS, listed
 from diffjax.core.losses import TIME_SAMPLERS, WEIGHTS
@@ -16,6 +16,8 @@ from diffjax.networks import UNetConfig
 from diffjax.solvers import SOLVERS
 from diffjax.training.manifest import write_atomically
 from guidances import GUIDANCES
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -177,20 +179,20 @@ class RunConfig:
     """steps between sample grids; None for one at the end"""
 
 
-def save_config(config: Config, path: Path) -> None:
-    """Write a configuration as JSON."""
+def save_config(config: Any, path: Path) -> None:
+    """Write a configuration, a dataclass, as JSON."""
     write_atomically(path, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
-def load_config(path: Path) -> Config:
-    """Read a configuration that `save_config` wrote.
+def load_config(path: Path, cls: type[T] = Config) -> T:
+    """Read a configuration of the given class that `save_config` wrote.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: it is not JSON, or holds a field that this version does not know.
     """
     try:
-        return from_dict(Config, json.loads(path.read_text()))
+        return from_dict(cls, json.loads(path.read_text()))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} not found: is {path.parent} the folder of a run?"

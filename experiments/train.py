@@ -8,8 +8,6 @@ CONFIG is one of the names in experiments/configs (default: digits). The same co
 workdir goes on where it stopped; SIGTERM or Ctrl-C saves a checkpoint first.
 """
 
-import dataclasses
-import json
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -24,14 +22,12 @@ from tqdm import tqdm
 
 from choices import choose, read_choice
 from cli import parse_args, run_script
-from config import Config, RunConfig, load_config, save_config
+from config import Config, RunConfig
 from configs import CONFIGS
 from diffjax import data
 from diffjax.core.conditioning import with_drops
 from diffjax.networks import Functional, count_parameters
 from diffjax.training import (
-    Checkpointer,
-    TrainingLog,
     TrainState,
     batch_sharding,
     check_batch_size,
@@ -44,11 +40,11 @@ from diffjax.training import (
     read_metrics,
     replicated,
     shard_state,
-    stop_on_signals,
 )
+from loop import claim_workdir, run_steps
 from model import make_loss, make_optimizer, make_sampler, sampling_defaults, to_uint8
 from pictures import save_animation, save_grid, save_loss_curve
-from runs import CHECKPOINTS, CONFIG_FILE, image_shape, make_network, open_source
+from runs import image_shape, make_network, open_source
 from text import EncodeTexts, prepare_text, text_condition
 
 
@@ -79,35 +75,6 @@ def read_command_line(words: list[str]) -> tuple[Config, RunConfig, Path]:
     if args.run.checkpoint_every < 1:
         raise ValueError(f"--checkpoint-every is {args.run.checkpoint_every}; at least 1.")
     return args.config, args.run, workdir
-
-
-def claim_workdir(workdir: Path, config: Config) -> None:
-    """Write config.json, or check that the run that is there has the same settings."""
-    path = workdir / CONFIG_FILE
-    if not path.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            save_config(config, path)
-        return
-    old, new = (_flat(dataclasses.asdict(c)) for c in (load_config(path), config))
-    changed = [f"{name} {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
-    changed = [text for text in changed if not text.startswith("num_steps ")]
-    if changed:
-        raise ValueError(
-            f"{workdir} holds a run with other settings ({'; '.join(changed)}). "
-            "Use its settings to continue it, or another --workdir."
-        )
-    if jax.process_index() == 0:
-        save_config(config, path)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        flat |= (
-            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        )
-    return flat
 
 
 def open_batches(config: Config, mesh: Mesh, encode: EncodeTexts | None) -> data.Batches:
@@ -152,39 +119,14 @@ def train(
     # without out_shardings the compiler might lay the new state out differently and compile again
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
-    previews = run.sample_every and config.task == "denoise"
-    preview = make_previewer(config, network, mesh, encode) if previews else None
-
-    with (
-        stop_on_signals("The same command goes on from here.") as stop,
-        Checkpointer(workdir / CHECKPOINTS, keep=run.keep) as checkpointer,
-    ):
-        if restored := checkpointer.restore_latest(state):
-            state, info = restored
-            key = info.key
-            batches.set_state(info.data)
-        start = int(state.step)
-        if start > config.num_steps:
-            raise ValueError(f"The run has {start} steps already; num_steps is {config.num_steps}.")
-        announce(config, params, workdir, start)
-        save = partial(
-            checkpointer.save, key=key, config=json.loads(json.dumps(dataclasses.asdict(config)))
-        )
-        with TrainingLog(
-            workdir, start=start, num_steps=config.num_steps, every=run.log_every
-        ) as log:
-            for n in range(start + 1, config.num_steps + 1):
-                state, metrics = step(state, next(batches), key)
-                log(n, metrics)
-                stopping = stop.requested()
-                if stopping or n % run.checkpoint_every == 0 or n == config.num_steps:
-                    save(state, data=batches.get_state())
-                if stopping:
-                    break
-                if preview and run.sample_every and n % run.sample_every == 0:
-                    preview(sampling_params(state, config), workdir, f"_{n:07d}")
-    batches.close()
-    return state
+    preview = None
+    if run.sample_every and config.task == "denoise":
+        draw = make_previewer(config, network, mesh, encode)
+        preview = lambda state, suffix: draw(sampling_params(state, config), workdir, suffix)
+    return run_steps(
+        step, state, batches, key, config=config, run=run, workdir=workdir,
+        announce=partial(announce, config, params, workdir), preview=preview,
+    )  # fmt: skip
 
 
 def announce(config: Config, params: Any, workdir: Path, start: int) -> None:

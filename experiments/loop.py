@@ -1,0 +1,102 @@
+"""The loop of a training run: steps, checkpoints, a log and previews, from where it stopped."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax import Array
+
+from config import RunConfig, load_config, save_config
+from diffjax import data
+from diffjax.training import Checkpointer, TrainingLog, TrainState, stop_on_signals
+from runs import CHECKPOINTS, CONFIG_FILE
+
+
+def claim_workdir(workdir: Path, config: Any) -> None:
+    """Write config.json, or check that the run that is there has the same settings."""
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            save_config(config, path)
+        return
+    old = load_config(path, type(config))
+    old, new = (_flat(dataclasses.asdict(each)) for each in (old, config))
+    changed = [f"{name} {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
+    changed = [text for text in changed if not text.startswith("num_steps ")]
+    if changed:
+        raise ValueError(
+            f"{workdir} holds a run with other settings ({'; '.join(changed)}). "
+            "Use its settings to continue it, or another --workdir."
+        )
+    if jax.process_index() == 0:
+        save_config(config, path)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= (
+            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
+    return flat
+
+
+def run_steps(
+    step: Callable[[TrainState, Any, Array], tuple[TrainState, Any]],
+    state: TrainState,
+    batches: data.Batches,
+    key: Array,
+    *,
+    config: Any,
+    run: RunConfig,
+    workdir: Path,
+    announce: Callable[[int], None],
+    preview: Callable[[TrainState, str], None] | None = None,
+) -> TrainState:
+    """Train from the newest checkpoint, if there is one, to the last step.
+
+    Args:
+      step: compiled, `step(state, batch, key)`; may consume the state.
+      state: before the first step, placed on its devices.
+      batches: are read from where the checkpoint left them, and closed at the end.
+      key: of a new run; one that goes on has its own.
+      config: a dataclass with `num_steps`, kept in the checkpoints.
+      run: how often to save, log and draw.
+      workdir: the run folder.
+      announce: is told the step from which it goes on.
+      preview: `preview(state, suffix)` leaves pictures with that suffix in their names.
+    """
+    num_steps = config.num_steps
+    with (
+        stop_on_signals("The same command goes on from here.") as stop,
+        Checkpointer(workdir / CHECKPOINTS, keep=run.keep) as checkpointer,
+    ):
+        if restored := checkpointer.restore_latest(state):
+            state, info = restored
+            key = info.key
+            batches.set_state(info.data)
+        start = int(state.step)
+        if start > num_steps:
+            raise ValueError(f"The run has {start} steps already; num_steps is {num_steps}.")
+        announce(start)
+        save = partial(
+            checkpointer.save, key=key, config=json.loads(json.dumps(dataclasses.asdict(config)))
+        )
+        with TrainingLog(workdir, start=start, num_steps=num_steps, every=run.log_every) as log:
+            for n in range(start + 1, num_steps + 1):
+                state, metrics = step(state, next(batches), key)
+                log(n, metrics)
+                stopping = stop.requested()
+                if stopping or n % run.checkpoint_every == 0 or n == num_steps:
+                    save(state, data=batches.get_state())
+                if stopping:
+                    break
+                if preview and run.sample_every and n % run.sample_every == 0:
+                    preview(state, f"_{n:07d}")
+    batches.close()
+    return state
