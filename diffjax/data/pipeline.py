@@ -96,6 +96,7 @@ def batches(
     flip: bool = False,
     labels: bool | None = None,
     encode_captions: Callable[[list[str]], dict[str, np.ndarray]] | None = None,
+    encode_examples: Callable[[list[dict[str, Any]]], dict[str, np.ndarray]] | None = None,
     sharding: jax.sharding.Sharding | None = None,
     process: tuple[int, int] | None = None,
     num_threads: int = 4,
@@ -110,6 +111,7 @@ def batches(
       labels: whether batches have labels; by default if the source has them.
       encode_captions: turns the captions of a batch into arrays [B, ...] by name, which join the
         batch. Called in the reading threads.
+      encode_examples: the same of whole examples, for sources that say more than a caption.
       sharding: how a batch lies on the devices: every entry is an array sharded so, two batches
         ahead of their use. Its first axis is the batch, such as NamedSharding(mesh, P("data")).
         Several processes each read the rows that are on their devices. Without it, NumPy arrays.
@@ -151,6 +153,8 @@ def batches(
             batch["labels"] = np.array([example["label"] for example in examples], np.int32)
         if encode_captions is not None:
             batch |= encode_captions([example["caption"] for example in examples])
+        if encode_examples is not None:
+            batch |= encode_examples(examples)
         return batch
 
     def place(batch: dict[str, np.ndarray]) -> dict[str, Any]:
