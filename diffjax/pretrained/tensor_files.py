@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -94,6 +94,7 @@ def read_tensor_file(path: str | Path) -> dict[str, StoredTensor]:
             what = f"its header would have {length} bytes in a file of {size}"
             raise _no_header(path, beginning + file.read(24), what)
         header = _parse(path, file.read(length))
+        _read_ahead(file)
     begin = 8 + length
     tensors, spans = {}, []
     for name, entry in header.items():
@@ -140,6 +141,12 @@ def write_tensor_file(
             array = np.ascontiguousarray(read(name), np.dtype(shapes[name].dtype))
             file.write(array.reshape(-1).view(np.uint8).data)
     os.replace(unfinished, path)
+
+
+def _read_ahead(file: BinaryIO) -> None:
+    """Let the system fetch the file in the background, while the network for it is built."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
