@@ -6,6 +6,8 @@ for batch in data.batches(source, 128, seed=0):   # {"x0": [128, 8, 8, 1], "labe
 """
 
 from diffjax.data.folder import image_folder
+from diffjax.data.latents import Latents, Mirrored, read_latents, write_latents
+from diffjax.data.photos import Photos, photos
 from diffjax.data.pipeline import Batches, batches
 from diffjax.data.registry import load
 from diffjax.data.shapes import Shapes, shapes
@@ -15,6 +17,9 @@ from diffjax.data.tfds_sets import digits, prepare, tfds_set
 __all__ = [
     "Arrays",
     "Batches",
+    "Latents",
+    "Mirrored",
+    "Photos",
     "Shapes",
     "Source",
     "arrays",
@@ -24,7 +29,10 @@ __all__ = [
     "in_memory",
     "load",
     "npz",
+    "photos",
     "prepare",
+    "read_latents",
     "shapes",
     "tfds_set",
+    "write_latents",
 ]

@@ -7,6 +7,7 @@ The class of an image is the name of the folder that it lies in, classes numbere
 
 Captions come from a file captions.jsonl or metadata.jsonl in the top folder, one JSON object a
 line: {"file_name": "daisy/1.png", "text": "a white daisy"}; `file` and `caption` are read as well.
+Long captions, for mixtures of both, stand in long_captions.jsonl in the same form.
 """
 
 import json
@@ -21,6 +22,7 @@ from diffjax.data.sources import fit
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CAPTION_FILES = ("captions.jsonl", "metadata.jsonl")
+LONG_CAPTION_FILES = ("long_captions.jsonl",)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Files:
       shape: (image_size, image_size, channels) of every image, after resizing.
       labels: a class for each file, or None.
       class_names: the names of the classes; class k is class_names[k].
-      captions: a caption for each file, or None.
+      captions, long_captions: a caption for each file, or None.
     """
 
     paths: tuple[Path, ...]
@@ -40,6 +42,7 @@ class Files:
     labels: tuple[int, ...] | None
     class_names: tuple[str, ...]
     captions: tuple[str, ...] | None
+    long_captions: tuple[str, ...] | None = None
 
     @property
     def num_classes(self) -> int | None:
@@ -54,6 +57,8 @@ class Files:
             example["label"] = self.labels[index]
         if self.captions is not None:
             example["caption"] = self.captions[index]
+        if self.long_captions is not None:
+            example["long_caption"] = self.long_captions[index]
         return example
 
 
@@ -85,7 +90,10 @@ def image_folder(path: str | Path, image_size: int, *, channels: int = 3) -> Fil
         raise FileNotFoundError(f"{root} holds no images ({' '.join(SUFFIXES)}).")
     labels, class_names = _classes(root, paths)
     shape = (image_size, image_size, channels)
-    return Files(tuple(paths), shape, labels, class_names, _captions(root, paths))
+    captions, long = (
+        _captions(root, paths, names) for names in (CAPTION_FILES, LONG_CAPTION_FILES)
+    )
+    return Files(tuple(paths), shape, labels, class_names, captions, long)
 
 
 def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
@@ -115,9 +123,9 @@ def _classes(root: Path, paths: list[Path]) -> tuple[tuple[int, ...] | None, tup
     return tuple(number[file.parent.name] for file in paths), tuple(names)
 
 
-def _captions(root: Path, paths: list[Path]) -> tuple[str, ...] | None:
-    """The caption of each file, or None if there is no caption file."""
-    files = [root / name for name in CAPTION_FILES if (root / name).is_file()]
+def _captions(root: Path, paths: list[Path], choice: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The caption of each file, or None if there is no caption file of any of these names."""
+    files = [root / name for name in choice if (root / name).is_file()]
     if not files:
         return None
     captions = _read_captions(files[0])

@@ -68,3 +68,8 @@ def records_at(seed: int, size: int, positions: np.ndarray) -> np.ndarray:
 def coin_flips(seed: int, positions: np.ndarray) -> np.ndarray:
     """A fair coin for each of these positions of the stream: [b] bool."""
     return random_words(seed, COINS, positions) >> np.uint64(63) == 1
+
+
+def uniform_numbers(seed: int, stream: int, index: np.ndarray) -> np.ndarray:
+    """Uniform numbers in [0, 1) that are a function of (seed, stream, index): [n] float64."""
+    return (random_words(seed, stream, index) >> np.uint64(11)) * 2.0**-53

@@ -18,8 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffjax.data.captions import check_captions, mixed_captions
 from diffjax.data.order import coin_flips, records_at
-from diffjax.data.sources import Source
+from diffjax.data.sources import Source, as_x0
 
 
 class Batches:
@@ -97,6 +98,7 @@ def batches(
     labels: bool | None = None,
     encode_captions: Callable[[list[str]], dict[str, np.ndarray]] | None = None,
     encode_examples: Callable[[list[dict[str, Any]]], dict[str, np.ndarray]] | None = None,
+    long_captions: float = 0.0,
     sharding: jax.sharding.Sharding | None = None,
     process: tuple[int, int] | None = None,
     num_threads: int = 4,
@@ -112,6 +114,8 @@ def batches(
       encode_captions: turns the captions of a batch into arrays [B, ...] by name, which join the
         batch. Called in the reading threads.
       encode_examples: the same of whole examples, for sources that say more than a caption.
+      long_captions: probability of an image's long caption in the place of the short one, drawn
+        anew in every epoch; see `diffjax.data.captions`.
       sharding: how a batch lies on the devices: every entry is an array sharded so, two batches
         ahead of their use. Its first axis is the batch, such as NamedSharding(mesh, P("data")).
         Several processes each read the rows that are on their devices. Without it, NumPy arrays.
@@ -121,7 +125,8 @@ def batches(
 
     Returns:
       An iterator over {"x0": [B, H, W, C] float32 in [-1, 1], "labels": [B] int32}, with
-      `get_state`, `set_state` and `close`.
+      `get_state`, `set_state` and `close`. Of a source of latents x0 are the means, and "logvar"
+      is beside them.
 
     Raises:
       ValueError: the batch does not fit the source, the devices or the processes, or the source
@@ -132,7 +137,11 @@ def batches(
     >>> next(stream)["x0"].shape
     (4, 8, 8, 1)
     """
-    _check(source, batch_size, seed, labels, encode_captions is not None, num_threads)
+    _check(source, batch_size, seed, labels, num_threads)
+    if encode_captions is not None:
+        check_captions(source[0], long_captions)
+    if flip and "image" not in source[0]:
+        raise ValueError("Latents cannot be mirrored: encode the mirror images as well.")
     if sharding is None:
         rows = _rows_of_process(batch_size, process)
     else:
@@ -143,16 +152,12 @@ def batches(
     def read(number: int) -> dict[str, np.ndarray]:
         positions = number * batch_size + rows
         examples = [source[record] for record in records_at(seed, size, positions)]
-        images = np.stack([example["image"] for example in examples])
-        if flip:
-            mirrored = coin_flips(seed, positions)
-            images[mirrored] = images[mirrored, :, ::-1]
-        x0 = images.astype(np.float32) / np.float32(127.5) - np.float32(1)
-        batch: dict[str, np.ndarray] = {"x0": x0}
+        batch = _clean(examples, coin_flips(seed, positions) if flip else None)
         if with_labels:
             batch["labels"] = np.array([example["label"] for example in examples], np.int32)
         if encode_captions is not None:
-            batch |= encode_captions([example["caption"] for example in examples])
+            texts = mixed_captions(examples, long_captions, seed=seed, positions=positions)
+            batch |= encode_captions(texts)
         if encode_examples is not None:
             batch |= encode_examples(examples)
         return batch
@@ -173,7 +178,18 @@ def batches(
     return Batches(read, place, identity, num_threads, 0 if sharding is None else 2)
 
 
-def _check(source, batch_size, seed, labels, captions, num_threads) -> None:
+def _clean(examples: list[dict[str, Any]], mirrored: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The clean data of a batch: images, some of them mirrored, or the moments of latents."""
+    if "image" not in examples[0]:
+        stack = lambda name: np.stack([example[name] for example in examples])
+        return {"x0": stack("mean"), "logvar": stack("logvar")}
+    images = np.stack([example["image"] for example in examples])
+    if mirrored is not None:
+        images[mirrored] = images[mirrored, :, ::-1]
+    return {"x0": as_x0(images)}
+
+
+def _check(source, batch_size, seed, labels, num_threads) -> None:
     if not 1 <= batch_size <= len(source):
         raise ValueError(f"batch_size is {batch_size}; the source has {len(source)} images.")
     if seed < 0:
@@ -182,8 +198,6 @@ def _check(source, batch_size, seed, labels, captions, num_threads) -> None:
         raise ValueError(f"num_threads is {num_threads}; expected at least 1.")
     if labels and source.num_classes is None:
         raise ValueError("Labels are asked for, but the source has none.")
-    if captions and "caption" not in source[0]:
-        raise ValueError("encode_captions is given, but the source has no captions.")
 
 
 def _rows_of_process(batch_size: int, process: tuple[int, int] | None) -> np.ndarray:

@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 
 from diffjax.data.folder import image_folder
+from diffjax.data.photos import photos
 from diffjax.data.shapes import SIDE, shapes
 from diffjax.data.sources import Source, npz
 from diffjax.data.tfds_sets import digits, tfds_set
@@ -19,17 +20,20 @@ def load(
     """Open a data set by its name.
 
     Args:
-      name: `digits`, `shapes`, `folder`, `npz`, or any prepared TFDS set: `cifar10`, `celeb_a`,
-        ... (a prefix `tfds:` is allowed).
-      split: for digits and TFDS sets, such as `train` or `train[:90%]`; for shapes `train`, `seen`
-        or `held_out`; by default `train`, and `train+test` for the digits.
+      name: `digits`, `photos`, `shapes`, `folder`, `npz`, or any prepared TFDS set: `cifar10`,
+        `celeb_a`, ... (a prefix `tfds:` is allowed).
+      split: for digits and TFDS sets, such as `train` or `train[:90%]`; for photos `train` or
+        `test`; for shapes `train`, `seen` or `held_out`; by default `train`, and `train+test` for
+        the digits.
       path: the folder of images, the .npz file, or the data_dir of a TFDS set or the digits.
       image_size: pixels a side; needed for folders and for TFDS sets whose images differ in size.
 
     Raises:
       ValueError: an argument is missing or does not apply, or no set has this name.
     """
-    known = {"digits": _digits, "folder": _folder, "npz": _npz, "shapes": _shapes}
+    known = {
+        "digits": _digits, "folder": _folder, "npz": _npz, "photos": _photos, "shapes": _shapes
+    }  # fmt: skip
     if name in known:
         return known[name](split, path, image_size)
     stock = name.removeprefix("tfds:")
@@ -43,6 +47,12 @@ def _digits(split: str | None, path: str | Path | None, image_size: int | None) 
     if image_size not in (None, 8):
         raise ValueError(f"image_size is {image_size}; the digits are 8x8 and are not resized.")
     return digits(split, data_dir=path)
+
+
+def _photos(split: str | None, path: str | Path | None, image_size: int | None) -> Source:
+    if path is not None:
+        raise ValueError(f"path is {path}; the photographs are scikit-learn's, from no other file.")
+    return photos(split or "train", **({} if image_size is None else {"size": image_size}))
 
 
 def _shapes(split: str | None, path: str | Path | None, image_size: int | None) -> Source:

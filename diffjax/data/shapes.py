@@ -4,6 +4,11 @@
     three yellow triangles
     two small red circles left of a blue square
 
+and at length, for mixtures of captions,
+
+    the picture shows two small red circles and a large blue square on a white background and the
+    red circles are left of the blue square
+
 A picture is 24 x 24 on white and shows one or two groups of equal shapes, whose number, size,
 colour, place and relation its caption tells. Picture i of a split is a function of i alone. Three
 pairs of colour and shape are in no training picture, so that a model can be asked for something
@@ -18,7 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from diffjax.data.order import random_words
+from diffjax.data.order import uniform_numbers
 
 SIDE = 24
 BACKGROUND = (255, 255, 255)
@@ -58,9 +63,17 @@ class Group:
     named: bool
 
     def __str__(self) -> str:
-        plural = "s" if self.number > 1 else ""
-        words = [NUMBERS[self.number - 1], self.size, self.colour, self.shape + plural]
-        return " ".join(word for word in words if self.named or word != self.size)
+        return self.full if self.named else self.full.replace(f"{self.size} ", "")
+
+    @property
+    def full(self) -> str:
+        """All that can be said of it."""
+        return f"{NUMBERS[self.number - 1]} {self.size} {self.kind}"
+
+    @property
+    def kind(self) -> str:
+        """Colour and shape."""
+        return f"{self.colour} {self.shape}{'s' if self.number > 1 else ''}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,17 @@ class Scene:
         if self.relation is not None:
             return f"{self.groups[0]} {self.relation} {self.groups[1]}"
         return f"{self.groups[0]} {self.position}" if self.position else str(self.groups[0])
+
+    @property
+    def description(self) -> str:
+        """A long caption, which also says what a short one may leave out."""
+        shown = " and ".join(group.full for group in self.groups)
+        said = f"the picture shows {shown} on a white background"
+        if self.relation is None:
+            return f"{said} {self.position or 'and nothing else'}"
+        first, second = self.groups
+        are = "are" if first.number > 1 else "is"
+        return f"{said} and the {first.kind} {are} {self.relation} the {second.kind}"
 
     @property
     def is_held_out(self) -> bool:
@@ -103,7 +127,8 @@ class Shapes:
     def __getitem__(self, index: int) -> dict[str, Any]:
         draw = _numbers(self.split, index)
         scene = _draw_scene(self.split, draw)
-        return {"image": render(scene, draw), "caption": str(scene)}
+        captions = {"caption": str(scene), "long_caption": scene.description}
+        return {"image": render(scene, draw), **captions}
 
     def scene(self, index: int) -> Scene:
         """What picture `index` shows."""
@@ -236,5 +261,5 @@ def _numbers(split: str, index: int) -> Iterator[float]:
         raise IndexError(f"index is {index}; the split {split} has {SPLITS[split]} pictures.")
     seed = tuple(SPLITS).index(split)
     for block in itertools.count():
-        words = random_words(seed, index, np.arange(1024 * block, 1024 * (block + 1)))
-        yield from ((words >> np.uint64(11)) * 2.0**-53).tolist()
+        places = np.arange(1024 * block, 1024 * (block + 1))
+        yield from uniform_numbers(seed, index, places).tolist()

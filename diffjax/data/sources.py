@@ -2,9 +2,9 @@
 
 A source is random-access: it has a length, and `source[i]` is a dict
 
-    {"image": uint8 [H, W, C], "label": int, "caption": str}
+    {"image": uint8 [H, W, C], "label": int, "caption": str, "long_caption": str}
 
-with the label and the caption only where the set has them. All its images have the same `shape`,
+with the label and the captions only where the set has them. All its images have the same `shape`,
 and `num_classes` is None where there are no labels. Whatever has these four members can be fed to
 `diffjax.data.batches`.
 """
@@ -40,13 +40,14 @@ class Arrays:
       images: [N, H, W, C] uint8.
       labels: [N] int32 in 0..num_classes-1, or None.
       num_classes: how many classes there are, or None without labels.
-      captions: N strings, or None.
+      captions, long_captions: N strings, or None.
     """
 
     images: np.ndarray
     labels: np.ndarray | None = None
     num_classes: int | None = None
     captions: Sequence[str] | None = None
+    long_captions: Sequence[str] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -62,6 +63,8 @@ class Arrays:
             example["label"] = self.labels[index]
         if self.captions is not None:
             example["caption"] = self.captions[index]
+        if self.long_captions is not None:
+            example["long_caption"] = self.long_captions[index]
         return example
 
 
@@ -138,13 +141,20 @@ def npz(path: str | Path) -> Arrays:
 def in_memory(source: Source) -> Arrays:
     """Decode every image of a source once and keep them all: for sets that fit into memory."""
     examples = [source[row] for row in range(len(source))]
-    labels = captions = None
-    if source.num_classes is not None:
-        labels = np.array([example["label"] for example in examples], np.int32)
-    if "caption" in examples[0]:
-        captions = [example["caption"] for example in examples]
+    column = lambda name: [each[name] for each in examples] if name in examples[0] else None
+    labels = None if source.num_classes is None else np.array(column("label"), np.int32)
     images = np.stack([example["image"] for example in examples])
-    return Arrays(images, labels, source.num_classes, captions)
+    captions = (column("caption"), column("long_caption"))
+    return Arrays(images, labels, source.num_classes, *captions)
+
+
+def as_x0(images: np.ndarray) -> np.ndarray:
+    """Bytes 0..255 as float32 in [-1, 1].
+
+    >>> as_x0(np.array([0, 255], np.uint8)).tolist()
+    [-1.0, 1.0]
+    """
+    return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def fit(image: Image.Image, size: int) -> Image.Image:

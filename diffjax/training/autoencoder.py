@@ -151,15 +151,15 @@ def autoencoder_loss(
         if discriminator is None:
             return losses, metrics
 
-        frozen = lax.stop_gradient(params["discriminator"])
-        verdict = lambda y: -_per_sample(discriminator.apply(frozen, y))
+        judge, frozen = discriminator.apply, lax.stop_gradient(params["discriminator"])
+        verdict = lambda y: -_per_sample(judge(frozen, y))
         still, drawn = lax.stop_gradient((own, z))
         balance = _balance(
             lambda kernel: decode(_with(still, last_layer, kernel), drawn), _at(still, last_layer),
             lambda y: errors_of(images, y), verdict,
         )  # fmt: skip
         generator = verdict(reconstructions)
-        told = hinge(discriminator.apply, params["discriminator"], images, reconstructions)
+        told = hinge(judge, params["discriminator"], images, reconstructions)
         metrics |= {"generator": generator, "discriminator": told}
         metrics["balance"] = jnp.full_like(told, balance)
         return losses + balance * discriminator.weight * generator + told, metrics
