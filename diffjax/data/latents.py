@@ -161,7 +161,8 @@ def read_latents(folder: str | Path) -> Latents:
             size = (folder / shard["file"]).stat().st_size
             if size != shard["bytes"]:
                 raise ValueError(f"{shard['file']} has {size} bytes instead of {shard['bytes']}")
-        records = tfds.builder_from_directory(folder).as_data_source(split=SPLIT)
+        builder: Any = tfds.builder_from_directory(folder)
+        records = builder.as_data_source(SPLIT)
         if len(records) != index["count"]:
             raise ValueError(f"it holds {len(records)} records instead of {index['count']}")
         if sum(shard["bytes"] for shard in index["shards"]) <= IN_MEMORY:
