@@ -6,9 +6,9 @@ import jax
 import numpy as np
 from parity_cases import Case, Comparison, Unsupported, compare, first, last
 
-from diffjax.networks import UNetConfig, unet
+from diffjax.networks import UNetConfig
 from diffjax.networks.prior import to_embedding
-from diffjax.pretrained import UnsupportedError, load_model, load_unet2d
+from diffjax.pretrained import UnsupportedError, load_model
 
 
 def check_model(case: Case) -> list[Comparison]:
@@ -35,12 +35,12 @@ def check_model(case: Case) -> list[Comparison]:
 
 
 def _unet2d(case: Case) -> dict[str, np.ndarray]:
-    config, params = load_unet2d(case.checkpoint)
+    model = load_model(case.checkpoint)
     labels = case.inputs.get("class_labels")
     conditioning = {} if labels is None else {"labels": labels}
     x = last(case.inputs["sample"])
     t = np.broadcast_to(case.inputs["timestep"], x.shape[:1])
-    y = jax.jit(unet(config).apply)(params, x, t, **conditioning)
+    y = jax.jit(model.network.apply)(model.params, x, t, **conditioning)
     return {"sample": first(y)}
 
 
@@ -120,6 +120,17 @@ def _unet1d(case: Case) -> dict[str, np.ndarray]:
     x, t = np.moveaxis(case.inputs["sample"], 1, 2), case.inputs["timestep"]
     y = jax.jit(model.network.apply)(model.params, x, t)
     return {"sample": np.moveaxis(y, 1, 2)}
+
+
+def _hifigan(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    return {"waveform": jax.jit(model.network.apply)(model.params, case.inputs["spectrogram"])}
+
+
+def _ldmbert(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    states = jax.jit(model.network.apply)(model.params, case.inputs["input_ids"])
+    return {"last_hidden_state": states}
 
 
 def _clip_text(case: Case) -> dict[str, np.ndarray]:
@@ -262,6 +273,8 @@ NETWORKS = {
     "ControlNetModel": _controlnet,
     "ClapTextModelWithProjection": _clap_text,
     "DiTTransformer2DModel": _dit,
+    "LDMBertModel": _ldmbert,
+    "SpeechT5HifiGan": _hifigan,
     "T5EncoderModel": _t5,
     "FluxTransformer2DModel": _flux,
     "PixArtTransformer2DModel": _pixart,

@@ -6,7 +6,6 @@ from diffjax.pretrained.models import Model, load_model, save_model
 from diffjax.pretrained.prompts import emphasize, parse_emphasis
 from diffjax.pretrained.schedulers import Scheduler, read_scheduler
 from diffjax.pretrained.tokenizers import Tokenizer, Tokens, load_tokenizer
-from diffjax.pretrained.unet2d import load_unet2d, unet2d_config
 from diffjax.pretrained.weights import UnsupportedError, to_params
 
 __all__ = [
@@ -21,12 +20,10 @@ __all__ = [
     "load_components",
     "load_model",
     "load_tokenizer",
-    "load_unet2d",
     "parse_emphasis",
     "read_config",
     "read_scheduler",
     "read_tensors",
     "save_model",
     "to_params",
-    "unet2d_config",
 ]

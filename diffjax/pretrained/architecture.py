@@ -5,6 +5,7 @@ which field of the network's configuration, its names which part of a stored ten
 module.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -53,6 +54,8 @@ class Architecture(NamedTuple):
       fixed: further fields of the configuration, the same for all folders of the class.
       read: fields that follow from several keys, from the values of all keys.
       write: the inverse of `read`, the values of its keys from a configuration.
+      same: a configuration of the same network in the spelling in which it is read; what only
+        training needs is left out.
     """
 
     class_name: str
@@ -65,6 +68,7 @@ class Architecture(NamedTuple):
     fixed: Mapping[str, Any] = {}
     read: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda saved: {}
     write: Callable[[Any], Mapping[str, Any]] = lambda config: {}
+    same: Callable[[Any], Any] = lambda config: config
 
 
 def read_settings(architecture: Architecture, settings: Mapping[str, Any], **options: Any) -> Any:
@@ -119,14 +123,23 @@ def write_settings(architecture: Architecture, config: Any) -> dict[str, Any]:
 
 def describes(architecture: Architecture, config: Any) -> bool:
     """Whether config.json of this class can hold the configuration."""
-    if type(config) is not architecture.make:
-        return False
+    return type(config) is architecture.make and misfit(architecture, config) is None
+
+
+def misfit(architecture: Architecture, config: Any) -> str | None:
+    """What of a configuration config.json of this class cannot hold; None if it can hold all."""
     options = {name: getattr(config, name) for name in ("dtype", "param_dtype")}
     try:
         again = read_settings(architecture, write_settings(architecture, config), **options)
-    except UnsupportedError:
-        return False
-    return again == config
+    except UnsupportedError as error:
+        return str(error)
+    here, there = architecture.same(config), architecture.same(again)
+    lost = [
+        f"{field.name} = {getattr(here, field.name)!r}"
+        for field in dataclasses.fields(here)
+        if getattr(here, field.name) != getattr(there, field.name)
+    ]
+    return ", ".join(lost) or None
 
 
 def _hashable(value: Any) -> Any:

@@ -16,18 +16,23 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from diffjax.networks.functional import Params
-from diffjax.networks.unet import unet
 from diffjax.pretrained.folders import read_json
 from diffjax.pretrained.models import Model, load_model
 from diffjax.pretrained.schedulers import SCHEDULER_FILE, Scheduler, read_scheduler
 from diffjax.pretrained.tokenizers import Tokenizer, load_tokenizer
-from diffjax.pretrained.unet2d import load_unet2d
 from diffjax.training.sharding import Rule
 
 MODEL_INDEX = "model_index.json"
 
-# parts that only watch over the results, or only prepare images in other libraries
-NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
+# parts that only watch over the results, or only prepare images in other libraries, or whose layers
+# the UNet holds too
+NOT_NEEDED = (
+    "safety_checker",
+    "feature_extractor",
+    "image_encoder",
+    "watermarker",
+    "motion_adapter",
+)
 
 
 class Components(NamedTuple):
@@ -124,9 +129,6 @@ def load_components(
             schedulers[part] = read_scheduler(place)
         elif "Tokenizer" in kind:
             tokenizers[part] = load_tokenizer(place)
-        elif kind == "UNet2DModel":
-            config, params = load_unet2d(place, **options)
-            models[part] = Model(config, unet(config), params)
         else:
             here = _variant_of(place, variant)
             models[part] = load_model(place, variant=here, class_name=kind, **options, **places)

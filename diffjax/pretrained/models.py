@@ -14,6 +14,7 @@ from diffjax.networks.functional import Params
 from diffjax.pretrained.architecture import (
     Architecture,
     describes,
+    misfit,
     read_settings,
     write_settings,
 )
@@ -25,6 +26,7 @@ from diffjax.pretrained.t2i_adapter import T2I_ADAPTER
 from diffjax.pretrained.text_encoders import TEXT_ENCODERS
 from diffjax.pretrained.unclip import UNCLIP_TEXT_PROJ
 from diffjax.pretrained.unet1d import UNET_1D
+from diffjax.pretrained.unet2d import UNETS_2D
 from diffjax.pretrained.unet_condition import UNET_CONDITION
 from diffjax.pretrained.unet_video import UNET_3D, UNET_MOTION
 from diffjax.pretrained.weights import UnsupportedError, from_params, renamer, to_params
@@ -37,6 +39,7 @@ ARCHITECTURES = (
     *DIFFUSION_TRANSFORMERS,
     UNCLIP_TEXT_PROJ,
     UNET_1D,
+    *UNETS_2D,
     UNET_CONDITION,
     UNET_3D,
     UNET_MOTION,
@@ -74,7 +77,7 @@ def load_model(
         vae = load_model(folder, param_dtype="bfloat16")
         images = vae.network.decode(vae.params, latents)
 
-    Tensors are read one at a time and go straight to their devices: the memory of the host holds
+    Tensors are read a few at a time and go straight to their devices: the memory of the host holds
     a few times the largest of them besides the params.
 
     Args:
@@ -93,6 +96,8 @@ def load_model(
     settings = read_config(folder)
     name = class_name or _class_name(settings, folder)
     architecture, config = _recognise(name, settings, dtype=dtype, param_dtype=param_dtype)
+    # before the network is built: the disk is at work meanwhile
+    tensors = read_tensors(folder, variant=variant)
     network = architecture.build(config)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     rename = renamer(architecture.names)
@@ -102,7 +107,6 @@ def load_model(
         return None if name is None else rename(name)
 
     shardings = None if mesh is None else params_sharding(shapes, mesh, rules)
-    tensors = read_tensors(folder, variant=variant)
     params = to_params(tensors, shapes, rename=here, shardings=shardings)
     return Model(config, network, params)
 
@@ -131,7 +135,7 @@ def save_model(
     """
     found = [each for each in ARCHITECTURES if describes(each, config)]
     if not found:
-        raise UnsupportedError(f"no class of diffusers or transformers can hold {config}")
+        raise _no_class(config)
     architecture = found[0]
     here_to_stored = renamer({here: stored for stored, here in architecture.names.items()})
     shapes, read = from_params(params, rename=here_to_stored, dtype=dtype)
@@ -146,6 +150,18 @@ def save_model(
         stem=architecture.stem,
         variant=variant,
         max_file_size=max_file_size,
+    )
+
+
+def _no_class(config: Any) -> UnsupportedError:
+    reasons = [
+        f"{each.class_name}: {misfit(each, config)}"
+        for each in ARCHITECTURES
+        if type(config) is each.make
+    ]
+    nearest = min(reasons, key=len, default=f"none is of {type(config).__name__}")
+    return UnsupportedError(
+        f"no class of diffusers or transformers can hold the configuration; nearest is {nearest}"
     )
 
 

@@ -7,7 +7,16 @@ from diffjax.networks.unet import unet
 from diffjax.networks.unet_config import UNetConfig
 from diffjax.networks.unet_context import ContextConfig
 from diffjax.pretrained.architecture import FEED_FORWARD, Architecture, Key
-from diffjax.pretrained.unet2d import block_kinds, present_name
+from diffjax.pretrained.unet2d import (
+    RESIDUAL_KEYS,
+    block_kinds,
+    inverse,
+    name_of,
+    named_blocks,
+    present_name,
+    same_unet,
+    written_classes,
+)
 from diffjax.pretrained.weights import UnsupportedError
 
 # block type -> (attention, how it resizes)
@@ -51,29 +60,12 @@ CONTEXT_NORMS = {None: None, "layer_norm": "layer", "group_norm": "group"}
 
 # keys of the way down, which a ControlNet has too
 ENCODER_KEYS: dict[str, Key] = {
+    **RESIDUAL_KEYS,
     "in_channels": Key(4, "in_channels"),
     "flip_sin_to_cos": Key(True, "flip_sin_to_cos"),
-    "freq_shift": Key(0, "freq_shift"),
     "block_out_channels": Key((320, 640, 1280, 1280), "block_out_channels"),
     "layers_per_block": Key(2, "layers_per_block"),
-    "downsample_padding": Key(1, "downsample_padding", only=(0, 1)),
-    "mid_block_scale_factor": Key(
-        1,
-        "mid_residual_scale",
-        read=lambda factor: 1 / factor,
-        # rounded, so that the inverse of the inverse is the number itself
-        write=lambda scale: 1 if scale is None else round(1 / scale, 12),
-    ),
-    "act_fn": Key("silu", "activation", only=("silu", "swish", "mish", "gelu", "relu")),
     "norm_num_groups": Key(32, "num_groups"),
-    "norm_eps": Key(1e-5, "norm_eps"),
-    "resnet_time_scale_shift": Key(
-        "default",
-        "scale_shift",
-        only=("default", "scale_shift"),
-        read=lambda kind: kind == "scale_shift",
-        write=lambda on: "scale_shift" if on else "default",
-    ),
     "num_class_embeds": Key(None),
     "class_embed_type": Key(None, only=tuple(CLASS_EMBEDDINGS)),
     "down_block_types": Key((*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")),
@@ -158,31 +150,21 @@ def write_encoder(config: UNetConfig) -> dict[str, Any]:
     middle = config.mid_block, config.mid_attention, config.mid_layers
     return {
         "down_block_types": named_blocks(DOWN_BLOCKS, config.attention, config.downsample),
-        "mid_block_type": _name(MID_BLOCKS, middle),
+        "mid_block_type": name_of(MID_BLOCKS, middle),
         "attention_head_dim": context.num_heads,
-        "num_class_embeds": config.num_classes,
-        "class_embed_type": _name(CLASS_EMBEDDINGS, config.class_embedding),
+        "num_class_embeds": written_classes(config),
+        "class_embed_type": name_of(CLASS_EMBEDDINGS, config.class_embedding),
         "projection_class_embeddings_input_dim": config.class_features or context.added_features,
         "cross_attention_dim": context.features,
         "transformer_layers_per_block": context.depth,
         "use_linear_projection": context.linear_projection,
         "only_cross_attention": context.only_context,
         "encoder_hid_dim": context.projected_features,
-        "encoder_hid_dim_type": _name(PROJECTIONS, context.projection),
+        "encoder_hid_dim_type": name_of(PROJECTIONS, context.projection),
         "addition_embed_type": context.added,
         "addition_embed_type_num_heads": context.added_heads,
         "addition_time_embed_dim": context.time_id_features,
     }
-
-
-def named_blocks(known: Mapping[str, Any], attention: Any, resize: Any) -> list[str]:
-    """The block types of all levels; "None" for one that there is none for."""
-    resizes = (resize,) * len(attention) if isinstance(resize, str) else resize
-    return [str(_name(known, pair)) for pair in zip(attention, resizes)]
-
-
-def _name(table: Mapping[Any, Any], value: Any) -> Any:
-    return next((name for name, each in table.items() if each == value), None)
 
 
 def _read(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,11 +227,11 @@ def _write(config: UNetConfig) -> dict[str, Any]:
             reverse[::-1] if isinstance(reverse, tuple) else reverse
         ),
         "mid_block_only_cross_attention": context.mid_only_context,
-        "cross_attention_norm": _name(CONTEXT_NORMS, context.norm),
+        "cross_attention_norm": name_of(CONTEXT_NORMS, context.norm),
         "time_cond_proj_dim": context.time_cond_features,
         "time_embedding_type": "fourier" if config.time_embedding == "fourier" else "positional",
         "time_embedding_dim": config.time_features,
-        "resnet_out_scale_factor": round(1 / config.residual_scale, 12),
+        "resnet_out_scale_factor": inverse(config.residual_scale),
         "resnet_skip_time_act": config.plain_time,
         "conv_in_kernel": config.end_windows[0],
         "conv_out_kernel": config.end_windows[1],
@@ -287,4 +269,5 @@ UNET_CONDITION = Architecture(
     present=present_name,
     read=_read,
     write=_write,
+    same=same_unet,
 )

@@ -8,8 +8,8 @@ from diffjax.networks.unet_config import UNetConfig
 from diffjax.networks.unet_context import ContextConfig, at_level
 from diffjax.networks.unet_frames import FramesConfig
 from diffjax.pretrained.architecture import Architecture, Key
-from diffjax.pretrained.unet2d import block_kinds
-from diffjax.pretrained.unet_condition import ENCODER_KEYS, NAMES, named_blocks
+from diffjax.pretrained.unet2d import block_kinds, named_blocks
+from diffjax.pretrained.unet_condition import ENCODER_KEYS, NAMES
 from diffjax.pretrained.weights import UnsupportedError
 
 # the blocks of both classes, less the ending of their names

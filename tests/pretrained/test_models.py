@@ -2,22 +2,21 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from diffjax.networks import UNetConfig
+from diffjax.networks import UNetConfig, ddpm_celeba64, ddpm_cifar10, unet
+from diffjax.networks.unet_latent_presets import sd1_unet, sd2_unet, sdxl_unet
 from diffjax.pretrained import UnsupportedError, load_model, read_config, read_tensors, save_model
-from diffjax.pretrained.architecture import read_settings
+from diffjax.pretrained.architecture import describes, read_settings
 from diffjax.pretrained.controlnet import CONTROLNET
+from diffjax.pretrained.models import ARCHITECTURES
 from diffjax.pretrained.unet_condition import UNET_CONDITION
 from diffjax.pretrained.unet_video import UNET_3D, UNET_MOTION
 
 REFERENCES = Path(__file__).parents[1] / "references" / "models"
-FOLDERS = {
-    path.parent.name: path
-    for path in REFERENCES.glob("*/model")
-    if "unet2d" not in path.parent.name
-}
+FOLDERS = {path.parent.name: path for path in REFERENCES.glob("*/model")}
 
 
 @pytest.mark.parametrize("name", sorted(FOLDERS))
@@ -88,5 +87,41 @@ def test_published_defaults_are_those_of_absent_keys():
 
 
 def test_a_configuration_that_no_class_can_hold_is_refused(tmp_path):
-    with pytest.raises(UnsupportedError, match="no class of diffusers"):
+    with pytest.raises(UnsupportedError, match=r"UNet2DModel: patch_size = 2$"):
         save_model(tmp_path, UNetConfig(patch_size=2), {})
+
+
+@pytest.mark.parametrize("make", [ddpm_cifar10, ddpm_celeba64, sd1_unet, sd2_unet, sdxl_unet])
+def test_published_shapes_have_a_class_whatever_training_adds(make):
+    config = make(zero_init=False, remat=True, dtype="bfloat16")
+    assert sum(describes(each, config) for each in ARCHITECTURES) == 1
+
+
+@pytest.mark.slow
+def test_a_network_trained_here_is_one_of_diffusers(tmp_path):
+    diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
+    config = UNetConfig(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        attention=(False, True),
+        layers_per_block=1,
+        num_groups=4,
+        head_dim=8,
+        num_classes=3,
+        cond_drop_prob=0.1,
+        zero_init=False,
+    )
+    init, apply = unet(config)
+    params = init(jax.random.key(0))
+    save_model(tmp_path, config, params)
+    theirs = diffusers.UNet2DModel.from_pretrained(tmp_path)
+    draw = np.random.default_rng(0).standard_normal
+    # the last label is the null label
+    x, t, labels = draw((2, 8, 8, 3)).astype(np.float32), np.array([3, 700]), np.array([1, 3])
+    with torch.no_grad():
+        y = theirs(
+            torch.tensor(np.moveaxis(x, -1, 1)), torch.tensor(t), class_labels=torch.tensor(labels)
+        )
+    expected = np.moveaxis(y.sample.numpy(), 1, -1)
+    found = jax.jit(apply)(params, x, t, labels=labels)
+    np.testing.assert_allclose(found, expected, atol=2e-5)

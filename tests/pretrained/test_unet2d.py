@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from diffjax.pretrained import UnsupportedError, load_unet2d, unet2d_config
-from diffjax.pretrained.unet2d import OLD_ATTENTION_NAMES
+from diffjax.pretrained import UnsupportedError, load_model
+from diffjax.pretrained.architecture import read_settings
+from diffjax.pretrained.unet2d import OLD_ATTENTION_NAMES, UNET_2D
 
 CASE = Path(__file__).parents[1] / "references" / "models" / "unet2d_ddpm" / "model"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -16,6 +17,10 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def settings():
     return json.loads((CASE / "config.json").read_text())
+
+
+def unet2d_config(settings):
+    return read_settings(UNET_2D, settings)
 
 
 @pytest.fixture
@@ -29,7 +34,7 @@ def copy(tmp_path):
 
 
 def test_old_attention_names_are_the_present_ones(copy):
-    _, params = load_unet2d(CASE)
+    params = load_model(CASE).params
     tensors = load_file(copy / WEIGHTS)
     old_names = {new: old for old, new in OLD_ATTENTION_NAMES.items()}
     renamed = {}
@@ -41,12 +46,12 @@ def test_old_attention_names_are_the_present_ones(copy):
         renamed[name] = tensor
     assert renamed.keys() != tensors.keys()
     save_file(renamed, copy / WEIGHTS)
-    _, old = load_unet2d(copy)
+    old = load_model(copy).params
     chex.assert_trees_all_equal(old, params)
 
 
 def test_params_have_the_dtype_asked_for():
-    config, params = load_unet2d(CASE, param_dtype="bfloat16")
+    config, _, params = load_model(CASE, param_dtype="bfloat16")
     assert config.param_dtype == "bfloat16"
     assert params["conv_in"]["kernel"].dtype == jnp.bfloat16
 
@@ -57,11 +62,11 @@ def test_weights_of_another_configuration_are_refused(copy):
     with pytest.raises(
         ValueError, match=r"wrong shape .*down_blocks\.1\.resnets\.0\.conv1\.weight"
     ):
-        load_unet2d(copy)
+        load_model(copy)
     changed = settings() | {"layers_per_block": 2}
     (copy / "config.json").write_text(json.dumps(changed))
     with pytest.raises(ValueError, match=r"missing .*down_blocks\.0\.resnets\.1\.conv1\.bias"):
-        load_unet2d(copy)
+        load_model(copy)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +79,7 @@ def test_weights_of_another_configuration_are_refused(copy):
         ("downsample_padding", 2),
         ("downsample_type", "fir"),
         ("resnet_time_scale_shift", "spatial"),
-        ("layers_per_block", [1, 2]),
+        ("layers_per_block", (1, 2)),
         ("norm_num_groups", None),
         ("up_block_types", ["CrossAttnUpBlock2D", "UpBlock2D"]),
         ("down_block_types", ["DownBlock2D", "KDownBlock2D"]),
