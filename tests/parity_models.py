@@ -133,6 +133,17 @@ def _ldmbert(case: Case) -> dict[str, np.ndarray]:
     return {"last_hidden_state": states}
 
 
+def _hifigan(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    return {"waveform": jax.jit(model.network.apply)(model.params, case.inputs["spectrogram"])}
+
+
+def _ldmbert(case: Case) -> dict[str, np.ndarray]:
+    model = load_model(case.checkpoint)
+    states = jax.jit(model.network.apply)(model.params, case.inputs["input_ids"])
+    return {"last_hidden_state": states}
+
+
 def _clip_text(case: Case) -> dict[str, np.ndarray]:
     model = load_model(case.checkpoint)
     found = jax.jit(model.network.apply)(model.params, case.inputs["input_ids"])
@@ -273,6 +284,8 @@ NETWORKS = {
     "ControlNetModel": _controlnet,
     "ClapTextModelWithProjection": _clap_text,
     "DiTTransformer2DModel": _dit,
+    "LDMBertModel": _ldmbert,
+    "SpeechT5HifiGan": _hifigan,
     "LDMBertModel": _ldmbert,
     "SpeechT5HifiGan": _hifigan,
     "T5EncoderModel": _t5,

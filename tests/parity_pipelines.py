@@ -63,9 +63,10 @@ class Run(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
-        return self.call.get("height", self.system.size[0]), self.call.get(
-            "width", self.system.size[1]
-        )
+        if "audio_length_in_s" in self.call:
+            return round(self.call["audio_length_in_s"] * (self.system.rate or 0)), 1
+        height, width = self.system.size
+        return self.call.get("height", height), self.call.get("width", width)
 
     def draws(self, step: int) -> list[np.ndarray]:
         """What was drawn in a step, -1 for in front of all; channels last."""
@@ -77,14 +78,14 @@ class Run(NamedTuple):
         noises = self.inputs.get("noise")
         if noises is None:
             noises = [self.inputs[name] for name in sorted(self.inputs) if "noise_0" in name]
-        return [last(noise) if noise.ndim > 2 else noise for noise in noises]
+        return [np.moveaxis(noise, 1, -1) if noise.ndim > 2 else noise for noise in noises]
 
 
 def check_pipeline(case: Case) -> list[Comparison]:
     """Make the images of every run of a case and compare them, and the latents on their way."""
     name = case.settings["classes"][0]
     if name not in TASKS:
-        raise Unsupported(UNSUPPORTED.get(name, f"there is no system for the class {name}"))
+        raise Unsupported(f"there is no system for the class {name}")
     found, differences = [], []
     try:
         parts = _parts(str(case.checkpoint))
@@ -143,7 +144,8 @@ def _run(case: Case, settings: dict[str, Any], parts: Components) -> Run:
 
 
 def _options(call: dict[str, Any]) -> dict[str, Any]:
-    return {"skip": call["clip_skip"]} if "clip_skip" in call else {}
+    names = {"clip_skip": "skip", "num_frames": "num_frames"}
+    return {ours: call[name] for name, ours in names.items() if name in call}
 
 
 def _check_run(run: Run, task: Callable, name: str, recorder: "Recorder") -> list[Comparison]:
@@ -165,14 +167,17 @@ def _check_run(run: Run, task: Callable, name: str, recorder: "Recorder") -> lis
 
 
 def _shown(run: Run, images: jax.Array) -> np.ndarray:
-    """Images as the reference shows them; latents as they are."""
+    """Images as the reference shows them; latents and sounds as they are."""
     if run.call.get("output_type") == "latent":
         return first(images)
+    if images.ndim == 3:
+        sounds = np.clip(_channels_first(images)[..., : run.size[0]], -1, 1)
+        return sounds.reshape(run.outputs["result"].shape)
     return np.clip(np.asarray(images) / 2 + 0.5, 0, 1)
 
 
 def _channels_first(x: jax.Array) -> jax.Array:
-    return jnp.moveaxis(x, -1, -3)
+    return jnp.moveaxis(x, -1, 1)
 
 
 class Recorder:
@@ -197,11 +202,18 @@ class Recorder:
             noises = jnp.stack([each[0] if each else np.zeros_like(some) for each in drawn])
             plan = make(normal=lambda keys, shape, dtype: noises[now[-1]])
         unit = REFERENCES.get(run.scheduler.name, Reference()).unit
+        silent = run.scheduler.name == "IPNDMScheduler"
+        if silent:
+            self.differs = "ipndm-first-step, see docs/diffusers_differences.md"
         keep = lambda x: self.latents.append(np.asarray(x))
 
         def step(keys, x, state, denoise, current, next_):
             now.append(state[1])
-            x, inner = plan.solver.step(keys, x, state[0], denoise, current, next_)
+            # what IPNDM's scheduler does not use is zero
+            used = lambda x, level: jnp.where(level.alpha > 0, denoise(x, level), 0.0)
+            x, inner = plan.solver.step(
+                keys, x, state[0], used if silent else denoise, current, next_
+            )
             io_callback(keep, None, layout(x * unit(next_)), ordered=True)
             return x, (inner, state[1] + 1)
 
@@ -299,19 +311,21 @@ def make_images(
     return images
 
 
-# class -> for each tensor of its encode_prompt: number of the condition, and name of the entry
-_BOTH = [(0, "context"), (1, "context")]
-_WITH_POOLED = [*_BOTH, (0, "pooled"), (1, "pooled")]
+# class -> for each tensor of its encode_prompt: the conditions that it joins, and the entry's name
+_BOTH = [((0,), "context"), ((1,), "context")]
+_WITH_POOLED = [*_BOTH, ((0,), "pooled"), ((1,), "pooled")]
 ENCODINGS = {
-    "FluxPipeline": [(0, "context"), (0, "pooled")],
+    "AnimateDiffPipeline": _BOTH,
+    "AudioLDMPipeline": [((1, 0), "labels")],
+    "FluxPipeline": [((0,), "context"), ((0,), "pooled")],
     "IFPipeline": _BOTH,
     "IFSuperResolutionPipeline": _BOTH,
     "LatentConsistencyModelPipeline": _BOTH,
     "PixArtAlphaPipeline": [
-        (0, "context"),
-        (0, "context_mask"),
-        (1, "context"),
-        (1, "context_mask"),
+        ((0,), "context"),
+        ((0,), "context_mask"),
+        ((1,), "context"),
+        ((1,), "context_mask"),
     ],
     "StableDiffusion3Pipeline": _WITH_POOLED,
     "StableDiffusionAdapterPipeline": _BOTH,
@@ -321,15 +335,16 @@ ENCODINGS = {
     "StableDiffusionUpscalePipeline": _BOTH,
     "StableDiffusionXLImg2ImgPipeline": _WITH_POOLED,
     "StableDiffusionXLPipeline": _WITH_POOLED,
+    "TextToVideoSDPipeline": _BOTH,
 }
 
 
 def _encodings(run: Run, told: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     places = ENCODINGS.get(run.parts.name, [])
     return {
-        f"prompt_encoding_{i}": told[number][name]
-        for i, (number, name) in enumerate(places)
-        if number < len(told)
+        f"prompt_encoding_{i}": np.concatenate([told[number][name] for number in numbers])
+        for i, (numbers, name) in enumerate(places)
+        if max(numbers) < len(told)
     }
 
 
@@ -359,6 +374,24 @@ def prompts_of(run: Run, **options: Any) -> list:
     else:
         negative = None
     return run.system.prepare(prompts, negative, height=height, width=width, **options)
+
+
+def _sound(run: Run, recorder: Recorder) -> jax.Array:
+    silent = run.call.get("prompt") is None
+    return make_images(run, recorder, run.system.prepare() if silent else prompts_of(run))
+
+
+def _text_to_video(run: Run, recorder: Recorder) -> jax.Array:
+    # the scheduler of the reference is shown each frame by itself
+    frames = lambda x: _channels_first(x.reshape(-1, *x.shape[2:]))
+    return make_images(run, recorder, prompts_of(run), layout=frames)
+
+
+def _latent_diffusion(run: Run, recorder: Recorder) -> jax.Array:
+    # the reference divides by 8, whatever the autoencoder does
+    height, width = run.outputs["result"].shape[1:3]
+    run = run._replace(call={**run.call, "height": height, "width": width})
+    return make_images(run, recorder, prompts_of(run))
 
 
 def _texts(run: Run, recorder: Recorder) -> jax.Array:
@@ -645,14 +678,18 @@ def _unclip(run: Run, recorder: Recorder) -> jax.Array:
 
 # class in case.json -> function from a run to its images
 TASKS: dict[str, Callable[[Run, Recorder], jax.Array]] = {
+    "AnimateDiffPipeline": _stable_diffusion,
+    "AudioLDMPipeline": _sound,
     "ConsistencyModelPipeline": _unconditional,
     "DDIMPipeline": _unconditional,
     "DDPMPipeline": _unconditional,
+    "DanceDiffusionPipeline": _sound,
     "DiTPipeline": _dit,
     "FluxPipeline": _flux,
     "IFPipeline": _stable_diffusion,
     "IFSuperResolutionPipeline": _enlarge,
     "LDMPipeline": _unconditional,
+    "LDMTextToImagePipeline": _latent_diffusion,
     "LatentConsistencyModelPipeline": _distilled,
     "PixArtAlphaPipeline": _texts,
     "StableDiffusion3Pipeline": _texts,
@@ -666,13 +703,6 @@ TASKS: dict[str, Callable[[Run, Recorder], jax.Array]] = {
     "StableDiffusionXLImg2ImgPipeline": _img2img,
     "StableDiffusionXLInpaintPipeline": _inpaint,
     "StableDiffusionXLPipeline": _sdxl,
+    "TextToVideoSDPipeline": _text_to_video,
     "UnCLIPPipeline": _unclip,
-}
-
-# class -> why it cannot be followed
-UNSUPPORTED = {
-    "AnimateDiffPipeline": "there is no motion UNet",
-    "AudioLDMPipeline": "there is no vocoder",
-    "DanceDiffusionPipeline": "the UNet of waveforms is not read",
-    "TextToVideoSDPipeline": "there is no UNet3DConditionModel",
 }

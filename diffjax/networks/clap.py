@@ -63,7 +63,8 @@ def clap_text(config: CLAPTextConfig) -> Functional:
         apply(params, tokens, *, mask=None) -> Encoding, with pooled [B, projection_dim]
 
     Arguments of apply:
-      tokens: [B, L] integers below vocab_size.
+      tokens: [B, L] integers below vocab_size; a text of more than max_positions - pad_token - 1
+        tokens besides padding gives NaN.
       mask: [B, L], 0 where tokens must not be seen; None to see all.
 
     >>> import jax
@@ -103,10 +104,9 @@ class CLAPText(nnx.Module):
 
     def __call__(self, tokens: Array, *, mask: Array | None = None) -> Encoding:
         config = self.config
-        longest = config.max_positions - config.pad_token - 1
-        if tokens.shape[1] > longest:
+        if tokens.shape[1] > config.max_positions:
             raise ValueError(
-                f"the texts have {tokens.shape[1]} tokens, the encoder takes {longest}"
+                f"the texts have {tokens.shape[1]} tokens, the encoder takes {config.max_positions}"
             )
         counted = tokens != config.pad_token
         positions = jnp.cumsum(counted, axis=1) * counted + config.pad_token

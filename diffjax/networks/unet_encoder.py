@@ -226,8 +226,7 @@ def check_inputs(
         )
     _check_labels(config, len(x), labels)
     there = {name: array for name, array in given.items() if array is not None}
-    takes = () if config.context is None else config.context.takes
-    may_take = () if config.context is None else config.context.may_take
+    takes, may_take = _arrays(config)
     missing = sorted(set(takes) - there.keys())
     unexpected = sorted(there.keys() - {*takes, *may_take})
     if missing or unexpected:
@@ -236,6 +235,17 @@ def check_inputs(
             f"{', '.join(missing) or 'none'}; unexpected: {', '.join(unexpected) or 'none'}"
         )
     return there
+
+
+def _arrays(config: UNetConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the arrays that the network must be given, and of those that it can do without."""
+    context = config.context
+    if context is None:
+        return (), ()
+    if context.features != config.block_out_channels:
+        return context.takes, context.may_take
+    # without a context as wide as each level, the attentions to it see x again (AudioLDM)
+    return tuple(set(context.takes) - {"context"}), ("context", *context.may_take)
 
 
 def _check_labels(config: UNetConfig, batch: int, labels: Array | None) -> None:

@@ -18,7 +18,7 @@ from diffjax.pipelines.system import (
     kl_codec,
     texts_of,
 )
-from diffjax.pipelines.texts import clip_states, penultimate, t5_states, tokenized
+from diffjax.pipelines.texts import clip_states, encoder_states, penultimate, tokenized
 from diffjax.pretrained import Components
 
 
@@ -66,7 +66,7 @@ def pixart(parts: Components) -> System:
     """
     model, scheduler = parts.models["transformer"], parts.schedulers["scheduler"]
     codec, config = kl_codec(parts), model.config
-    encode = t5_states(parts, "text_encoder", "tokenizer", masked=True)
+    encode = encoder_states(parts, "text_encoder", "tokenizer", masked=True)
 
     def prepare(
         prompts: Sequence[str],
@@ -122,7 +122,7 @@ def stable_diffusion_3(parts: Components) -> System:
     has_t5 = "text_encoder_3" in parts.models
     first = clip_states(parts, "text_encoder", "tokenizer", states=penultimate)
     second = clip_states(parts, "text_encoder_2", "tokenizer_2", states=penultimate)
-    third = t5_states(parts, "text_encoder_3", "tokenizer_3", masked=False) if has_t5 else None
+    third = encoder_states(parts, "text_encoder_3", "tokenizer_3", masked=False) if has_t5 else None
 
     def prepare(
         prompts: Sequence[str],
@@ -178,7 +178,7 @@ def flux(parts: Components) -> System:
     model, scheduler = parts.models["transformer"], parts.schedulers["scheduler"]
     codec, config = kl_codec(parts), model.config
     clip = clip_states(parts, "text_encoder", "tokenizer")
-    t5 = t5_states(parts, "text_encoder_2", "tokenizer_2", masked=False)
+    t5 = encoder_states(parts, "text_encoder_2", "tokenizer_2", masked=False)
     shift = clock_options(scheduler.config, codec)
 
     def prepare(

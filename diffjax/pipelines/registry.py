@@ -4,20 +4,30 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-from diffjax.pipelines import diffusion_transformers, stable_diffusion, unconditional
+from diffjax.pipelines import (
+    diffusion_transformers,
+    sounds,
+    stable_diffusion,
+    unconditional,
+    videos,
+)
 from diffjax.pipelines.system import System
 from diffjax.pretrained import Components, UnsupportedError
 
 # class that saved a folder -> builder
 SYSTEMS: dict[str, Callable[..., System]] = {
+    "AnimateDiffPipeline": videos.text_to_video,
+    "AudioLDMPipeline": sounds.audioldm,
     "ConsistencyModelPipeline": unconditional.pixels,
     "DDIMPipeline": unconditional.pixels,
     "DDPMPipeline": unconditional.pixels,
+    "DanceDiffusionPipeline": sounds.dance_diffusion,
     "DiTPipeline": diffusion_transformers.dit,
     "FluxPipeline": diffusion_transformers.flux,
     "IFPipeline": stable_diffusion.deep_floyd,
     "IFSuperResolutionPipeline": stable_diffusion.deep_floyd,
     "LDMPipeline": unconditional.latents,
+    "LDMTextToImagePipeline": stable_diffusion.latent_diffusion,
     "LatentConsistencyModelPipeline": stable_diffusion.stable_diffusion,
     "PixArtAlphaPipeline": diffusion_transformers.pixart,
     "StableDiffusion3Pipeline": diffusion_transformers.stable_diffusion_3,
@@ -31,6 +41,7 @@ SYSTEMS: dict[str, Callable[..., System]] = {
     "StableDiffusionXLImg2ImgPipeline": stable_diffusion.stable_diffusion_xl,
     "StableDiffusionXLInpaintPipeline": stable_diffusion.stable_diffusion_xl,
     "StableDiffusionXLPipeline": stable_diffusion.stable_diffusion_xl,
+    "TextToVideoSDPipeline": videos.text_to_video,
 }
 
 

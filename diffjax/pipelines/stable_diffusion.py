@@ -14,7 +14,7 @@ from jax import Array
 
 from diffjax.networks.functional import Params
 from diffjax.pipelines.system import Codec, Inputs, System, kl_codec, pixel_codec, texts_of
-from diffjax.pipelines.texts import clip_states, penultimate, t5_states, tokenized
+from diffjax.pipelines.texts import clip_states, encoder_states, penultimate, tokenized
 from diffjax.pretrained import Components
 
 Size = tuple[int, int]
@@ -147,8 +147,24 @@ def deep_floyd(parts: Components) -> System:
     `prepare(prompts, negative=None, *, height, width, emphasis=False, max_length=77, **more)`
     Source: Imagen, arXiv:2205.11487.
     """
-    encode = t5_states(parts, "text_encoder", "tokenizer", masked=True)
     config = parts.models["unet"].config
+    # of a learned variance there are twice the channels
+    channels = config.out_channels // (2 if parts.schedulers["scheduler"].learned_variance else 1)
+    codec = pixel_codec(channels, 2 ** (len(config.block_out_channels) - 1))
+    return _reading_states(parts, codec, "text_encoder", masked=True)
+
+
+def latent_diffusion(parts: Components) -> System:
+    """The first latent diffusion of texts, with a text encoder of its own (LDMBert).
+
+    `prepare` as of `deep_floyd`. Source: arXiv:2112.10752, section 4.3.1.
+    """
+    return _reading_states(parts, kl_codec(parts, "vqvae"), "bert", masked=False)
+
+
+def _reading_states(parts: Components, codec: Codec, encoder: str, *, masked: bool) -> System:
+    """A UNet that attends to the states of a text encoder whose tokens all see each other."""
+    encode = encoder_states(parts, encoder, "tokenizer", masked=masked)
 
     def prepare(
         prompts: Sequence[str],
@@ -167,9 +183,6 @@ def deep_floyd(parts: Components) -> System:
     def condition(params: Params, inputs: Inputs) -> dict[str, Any]:
         return {"context": encode(params, inputs)[0], **passed_on(inputs)}
 
-    # of a learned variance there are twice the channels
-    channels = config.out_channels // (2 if parts.schedulers["scheduler"].learned_variance else 1)
-    codec = pixel_codec(channels, 2 ** (len(config.block_out_channels) - 1))
     return unet_system(parts, codec, prepare=prepare, condition=condition)
 
 

@@ -4,7 +4,8 @@
     images    --encode-->    latents x0               latents x0   --decode-->   images
 
 `prepare` runs on the host, all else under `jit`. Between them stands a network like any other, so
-that every schedule, solver and guidance of the library serves every system.
+that every schedule, solver and guidance of the library serves every system. Videos and sounds may
+take the places of images, see `videos` and `sounds`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ class System(NamedTuple):
       latent_shape: (height, width) of an image -> (h, w, channels) of its latents.
       size: (height, width) of the images that it was trained on.
       grid: (height, width, num_steps) -> options of the scheduler's `levels`.
+      rate: frames or samples of a second of what it makes; None for images.
     """
 
     parameterization: Parameterization
@@ -51,9 +53,10 @@ class System(NamedTuple):
     encode: Callable[[Params, Array, Array, Normal], Array]
     features: Callable[[Params, Array], Array]
     decode: Callable[[Params, Array], Array]
-    latent_shape: Callable[[int, int], tuple[int, int, int]]
+    latent_shape: Callable[[int, int], tuple[int, ...]]
     size: tuple[int, int]
     grid: Callable[[int, int, int], dict[str, Any]] = lambda height, width, num_steps: {}
+    rate: float | None = None
 
 
 class Codec(NamedTuple):
@@ -62,7 +65,7 @@ class Codec(NamedTuple):
     encode: Callable[[Params, Array, Array, Normal], Array]
     features: Callable[[Params, Array], Array]
     decode: Callable[[Params, Array], Array]
-    latent_shape: Callable[[int, int], tuple[int, int, int]]
+    latent_shape: Callable[[int, int], tuple[int, ...]]
 
 
 def kl_codec(parts: Components, name: str = "vae") -> Codec:

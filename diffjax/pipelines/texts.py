@@ -65,10 +65,10 @@ def clip_states(
     return run
 
 
-def t5_states(
+def encoder_states(
     parts: Components, encoder: str, tokenizer: str, *, masked: bool
 ) -> Callable[[Params, Inputs], tuple[Array, Array]]:
-    """From inputs to the states of a T5 encoder, [B, L, D], and the mask of the text, [B, L].
+    """From inputs to the states of T5 or the like, [B, L, D], and the mask of the text, [B, L].
 
     Args:
       masked: whether the encoder is kept from seeing what texts were filled up with.

@@ -22,10 +22,11 @@ from diffjax.pretrained.autoencoders import AUTOENCODERS
 from diffjax.pretrained.controlnet import CONTROLNET
 from diffjax.pretrained.diffusion_transformers import DIFFUSION_TRANSFORMERS
 from diffjax.pretrained.folders import read_config, read_tensors, write_tensors
+from diffjax.pretrained.hifigan import HIFIGAN
 from diffjax.pretrained.t2i_adapter import T2I_ADAPTER
 from diffjax.pretrained.text_encoders import TEXT_ENCODERS
 from diffjax.pretrained.unclip import UNCLIP_TEXT_PROJ
-from diffjax.pretrained.unet1d import UNET_1D
+from diffjax.pretrained.unet1d import UNETS_1D
 from diffjax.pretrained.unet2d import UNETS_2D
 from diffjax.pretrained.unet_condition import UNET_CONDITION
 from diffjax.pretrained.unet_video import UNET_3D, UNET_MOTION
@@ -38,13 +39,14 @@ ARCHITECTURES = (
     *TEXT_ENCODERS,
     *DIFFUSION_TRANSFORMERS,
     UNCLIP_TEXT_PROJ,
-    UNET_1D,
+    *UNETS_1D,
     *UNETS_2D,
     UNET_CONDITION,
     UNET_3D,
     UNET_MOTION,
     CONTROLNET,
     T2I_ADAPTER,
+    HIFIGAN,
 )
 
 

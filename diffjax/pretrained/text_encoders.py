@@ -2,6 +2,7 @@
 
 from diffjax.networks.clap import CLAPTextConfig, clap_text
 from diffjax.networks.clip import CLIPTextConfig, CLIPVisionConfig, clip_text, clip_vision
+from diffjax.networks.ldmbert import LDMBertConfig, ldmbert
 from diffjax.networks.t5 import T5Config, t5_encoder
 from diffjax.pretrained.architecture import Architecture, Key
 from diffjax.pretrained.weights import UnsupportedError
@@ -130,6 +131,41 @@ _CLAP_TEXT = Architecture(
 )
 
 
+_LDMBERT = Architecture(
+    class_name="LDMBertModel",
+    make=LDMBertConfig,
+    build=ldmbert,
+    stem="model",
+    keys={
+        "vocab_size": Key(30522, "vocab_size"),
+        "d_model": Key(1280, "features"),
+        "encoder_ffn_dim": Key(5120, "hidden"),
+        "encoder_layers": Key(32, "num_layers"),
+        "encoder_attention_heads": Key(8, "num_heads"),
+        "head_dim": Key(64, "head_dim"),
+        "max_position_embeddings": Key(77, "max_positions"),
+        "activation_function": Key("gelu", "act"),
+        "model_type": Key("ldmbert", only=("ldmbert",)),
+    },
+    names={
+        "model.embed_tokens": "embed_tokens",
+        "model.embed_positions": "embed_positions",
+        "model.layers": "layers",
+        "model.layer_norm": "layer_norm",
+        "self_attn_layer_norm": "norm1",
+        "self_attn.q_proj": "attn1.to_q",
+        "self_attn.k_proj": "attn1.to_k",
+        "self_attn.v_proj": "attn1.to_v",
+        "self_attn.out_proj": "attn1.to_out.0",
+        "final_layer_norm": "norm3",
+        "fc1": "ff.linear_1",
+        "fc2": "ff.linear_2",
+    },
+    # logits of tokens served its training alone
+    present=lambda name: None if name.startswith("to_logits.") else name,
+)
+
+
 def _projected(architecture: Architecture) -> Architecture:
     keys = {**architecture.keys, "projection_dim": Key(512, "projection_dim")}
     name = f"{architecture.class_name}WithProjection"
@@ -206,4 +242,5 @@ TEXT_ENCODERS = [
     _t5(gated=True),
     _t5(gated=False),
     _CLAP_TEXT,
+    _LDMBERT,
 ]
