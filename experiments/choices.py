@@ -47,6 +47,15 @@ def listed(text: str, table: Mapping[str, Any]) -> Any:
     return tyro.conf.arg(help=words)
 
 
+def unprefixed() -> Any:
+    """A setting of a part whose flag does not name the part: --NAME, not --PART.NAME."""
+    try:
+        import tyro
+    except ImportError:
+        return None
+    return tyro.conf.arg(prefix_name=False)
+
+
 def choose(what: str, name: str, table: Mapping[str, Any]) -> Any:
     """Look a name up; an unknown one is refused with the nearest that exists."""
     if name in table:

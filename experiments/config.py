@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
-from choices import DENSITIES, PREDICTIONS, RATIOS, SCHEDULES, SPACINGS, listed
+from choices import DENSITIES, PREDICTIONS, RATIOS, SCHEDULES, SPACINGS, listed, unprefixed
 from diffjax.core.losses import TIME_SAMPLERS, WEIGHTS
 from diffjax.networks import UNetConfig
+from diffjax.networks.autoencoder_kl import AutoencoderKLConfig
+from diffjax.networks.patch_discriminator import PatchDiscriminatorConfig
 from diffjax.solvers import SOLVERS
 from diffjax.training.manifest import write_atomically
 from guidances import GUIDANCES
@@ -25,7 +27,7 @@ class DataConfig:
     """Which images to train on."""
 
     name: str = "digits"
-    """digits, shapes, folder, npz, or any prepared TFDS set (cifar10, celeb_a, ...)"""
+    """digits, photos, shapes, folder, npz, or any prepared TFDS set (cifar10, celeb_a, ...)"""
     split: str | None = None
     """split of a TFDS set, such as train[:90%], or of the shapes: train, seen, held_out; by default
     train, and train+test for the digits"""
@@ -37,6 +39,8 @@ class DataConfig:
     """mirror half of the images at random"""
     num_bins: int = 256
     """values that a number of an image can take, evenly spread: for bits per dimension"""
+    long_captions: float = 0.0
+    """probability of an image's long caption in the place of the short one; 0.95 in DALL-E 3"""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,39 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class LatentsConfig:
+    """The latents in which a run diffuses, encoded once and kept on disk."""
+
+    autoencoder: Annotated[str, unprefixed()] = ""
+    """folder of the autoencoder: a finished run such as digits_autoencoder, or one that diffusers
+    saved"""
+    path: str | None = None
+    """folder of the encoded images, made if not there; by default latents in the run folder"""
+    dtype: Literal["float32", "float16"] = "float32"
+    """of the numbers on disk"""
+
+
+@dataclass(frozen=True)
+class AutoencodingConfig:
+    """An autoencoder and how it is trained: the task autoencode."""
+
+    network: AutoencoderKLConfig = field(default_factory=AutoencoderKLConfig)
+    error: Literal["l1", "l2"] = "l1"
+    """of the reconstruction, absolute or squared"""
+    kl_weight: float = 1e-6
+    """of the divergence of the latents from a standard normal distribution"""
+    features: str | None = None
+    """MODULE:FUNCTION of yours, from images to layers of features, for a perceptual distance"""
+    perceptual_weight: float = 1.0
+    """of that distance"""
+    discriminator: PatchDiscriminatorConfig | None = None
+    discriminator_weight: float = 0.5
+    """of its verdict, where its gradient is as strong as that of the error"""
+    discriminator_start: int = 50_000
+    """steps before it joins"""
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """The optax optimizer."""
 
@@ -102,6 +139,8 @@ class OptimizerConfig:
     """steps of linear warm-up"""
     decay: Literal["constant", "cosine", "linear"] = "constant"
     """course of the learning rate after the warm-up, down to 0 at the last step"""
+    b1: float = 0.9
+    """decay of the mean of gradients, for optimizers that have one"""
     b2: float = 0.999
     """decay of the second moment, for optimizers that have one"""
     weight_decay: float = 0.0
@@ -133,10 +172,13 @@ class SamplingConfig:
 class Config:
     """One training run."""
 
-    task: Literal["denoise", "classify"] = "denoise"
-    """classify trains the network's way down to tell the class of noisy images"""
+    task: Literal["denoise", "classify", "autoencode"] = "denoise"
+    """classify trains the network's way down to tell the class of noisy images; autoencode an
+    autoencoder, and not the network"""
     data: DataConfig = field(default_factory=DataConfig)
     text: TextConfig | None = None
+    latents: LatentsConfig | None = None
+    autoencoding: AutoencodingConfig | None = None
     network: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -155,6 +197,11 @@ class Config:
     """of the initial parameters, the order of the data and all noise"""
 
     def __post_init__(self):
+        if (self.task == "autoencode") != (self.autoencoding is not None):
+            raise ValueError(
+                f"task is {self.task}, autoencoding is {self.autoencoding}: an autoencoder is "
+                "trained by the task autoencode, and by no other."
+            )
         context = self.network.context
         if self.text is not None and (context is None or context.features != self.text.features):
             raise ValueError(

@@ -15,6 +15,8 @@ from diffjax import data
 from diffjax.training import Checkpointer, TrainingLog, TrainState, stop_on_signals
 from runs import CHECKPOINTS, CONFIG_FILE
 
+Step = Callable[[TrainState, Any, Array], tuple[TrainState, Any]]
+
 
 def claim_workdir(workdir: Path, config: Any) -> None:
     """Write config.json, or check that the run that is there has the same settings."""
@@ -46,8 +48,29 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def in_turn(steps: dict[int, Step]) -> Step:
+    """One step of several: each is taken behind as many steps as its key says.
+
+    >>> from types import SimpleNamespace
+    >>> step = in_turn({0: lambda *_: "early", 5: lambda *_: "late"})
+    >>> [step(SimpleNamespace(step=n), None, None) for n in (0, 4, 5)]
+    ['early', 'early', 'late']
+    """
+    last = max(steps)
+    begun = -1
+
+    def step(state, batch, key):
+        nonlocal begun
+        # to read the number waits for the step before: not once the last of them has begun
+        if begun < last:
+            begun = max(begin for begin in steps if begin <= int(state.step))
+        return steps[begun](state, batch, key)
+
+    return step
+
+
 def run_steps(
-    step: Callable[[TrainState, Any, Array], tuple[TrainState, Any]],
+    step: Step,
     state: TrainState,
     batches: data.Batches,
     key: Array,

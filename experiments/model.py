@@ -135,7 +135,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
         )
     # a schedule that is learned does not decay
     mask = lambda params: {name: name != "schedule" for name in params}
-    wanted = {"b2": config.b2, "weight_decay": config.weight_decay, "mask": mask}
+    wanted = {"b1": config.b1, "b2": config.b2, "weight_decay": config.weight_decay, "mask": mask}
     options = {name: value for name, value in wanted.items() if name in accepted}
     clip = optax.identity()
     if config.clip_norm is not None:

@@ -2,6 +2,7 @@
 
 config.json        the configuration
 tokenizer/, text_encoder/    of a run with captions, see text.py
+autoencoder/, latents/       of a run in latent space, see latent_space.py
 checkpoints/       a folder for each saved step
 metrics.jsonl      a line for every few steps, and events for TensorBoard beside it
 loss.png, samples_*.png, denoising.gif
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from autoencoding import autoencoder_network
 from choices import SCHEDULES, build
 from config import Config, DataConfig, load_config
 from diffjax import data
@@ -50,6 +52,7 @@ def load_run(
     step: int | None = None,
     ema: str | None = None,
     task: str = "denoise",
+    latents: bool = False,
 ) -> Run:
     """Load an average of the weights of a run, and nothing else of its checkpoint.
 
@@ -59,15 +62,21 @@ def load_run(
       step: of the checkpoint; None for the newest that is undamaged.
       ema: name of the average, such as "0.9999"; None for the first of the configuration.
       task: what the network must have been trained for.
+      latents: whether the caller decodes what a run in latent space makes.
 
     Raises:
       FileNotFoundError: the folder holds no run.
       CheckpointError: it holds no (undamaged) checkpoint.
-      ValueError: the run keeps no such average, or was trained for another task.
+      ValueError: the run keeps no such average, was trained for another task, or diffuses latents
+        and the caller cannot decode.
     """
     config = load_config(workdir / CONFIG_FILE)
     if config.task != task:
         raise ValueError(f"{workdir} holds a run that learned to {config.task}, not to {task}.")
+    if config.latents is not None and not latents:
+        raise ValueError(
+            f"{workdir} holds a run in the latent space of an autoencoder; this works on images."
+        )
     network = make_network(config)
     path = find_checkpoint(workdir / CHECKPOINTS, items=("ema",), step=step)
     names = list(ema_names(config.ema_decay))
@@ -87,6 +96,8 @@ def make_network(config: Config) -> Functional:
 
     Such params are {"network": ..., "schedule": ...}, of which `apply` reads the first.
     """
+    if config.autoencoding is not None:
+        return autoencoder_network(config.autoencoding)
     if config.task == "classify":
         return classifier(config.network)
     network = unet(network_config(config))
@@ -120,7 +131,10 @@ def open_source(options: DataConfig) -> data.Source:
 
 
 def image_shape(config: Config) -> tuple[int, int, int]:
-    """(height, width, channels) of the images that a configuration trains on."""
+    """(height, width, channels) of what a configuration trains on, images or latents."""
+    if config.autoencoding is not None:
+        side = config.autoencoding.network.sample_size
+        return side, side, config.autoencoding.network.in_channels
     size = config.network.sample_size
     if size is None:
         raise ValueError("network.sample_size is None; sampling needs the side of an image.")

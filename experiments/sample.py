@@ -25,6 +25,7 @@ from diffjax.solvers import SOLVERS
 from diffjax.training import initialize_distributed, make_mesh
 from diffjax.training.manifest import whole_file
 from guidances import Guides
+from latent_space import decoded, load_latent_space
 from model import (
     NO_GUIDES,
     SampleOptions,
@@ -164,7 +165,7 @@ def main() -> None:
     initialize_distributed()
     mesh = make_mesh()
     devices = mesh.shape["data"]
-    run = load_run(args.workdir, mesh, step=args.checkpoint, ema=args.ema)
+    run = load_run(args.workdir, mesh, step=args.checkpoint, ema=args.ema, latents=True)
     output = prepare_output(args.output or args.workdir / "samples.png", ".npz", ".png")
     options = sample_options(args, run.config)
     texts, away = read_prompts(args, run.config)
@@ -184,6 +185,8 @@ def main() -> None:
             run.config, run.network, options, mesh,
             text=away, classifier=classifier, on_step=dj.progress(bar),
         )  # fmt: skip
+        if run.config.latents is not None:
+            generate = decoded(generate, load_latent_space(args.workdir, mesh))
         parts = generate_all(
             generate, run.params, args.seed, labels, args.num_samples, batch_size, texts, guides
         )

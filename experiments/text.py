@@ -23,6 +23,7 @@ from tqdm import tqdm
 from config import TextConfig
 from diffjax import data
 from diffjax.core.conditioning import Condition
+from diffjax.data.captions import all_captions, check_captions
 from diffjax.data.words import END, encode_words, read_words, train_words
 from diffjax.networks.clip import CLIPTextConfig, CLIPVisionConfig, clip_text, clip_vision
 from diffjax.pretrained import load_model, save_model
@@ -36,16 +37,34 @@ ENCODER = "text_encoder"
 EncodeTexts = Callable[[Sequence[str]], dict[str, np.ndarray]]
 
 
-def prepare_text(config: TextConfig, source: data.Source, workdir: Path, seed: int) -> EncodeTexts:
-    """The text encoder of a run folder; trained if it is not there yet."""
-    if "caption" not in source[0]:
-        raise ValueError("This configuration has a text encoder, but its data has no captions.")
+def prepare_text(
+    config: TextConfig,
+    source: data.Source,
+    workdir: Path,
+    seed: int,
+    *,
+    long_captions: float = 0.0,
+) -> EncodeTexts:
+    """The text encoder of a run folder; trained if it is not there yet.
+
+    Args:
+      config: of the text encoder.
+      source: of images with captions.
+      workdir: the run folder.
+      seed: of the training.
+      long_captions: probability of the long captions among those it is trained on.
+    """
+    check_captions(source[0], long_captions)
     if not (workdir / ENCODER).is_dir():
-        tokenizer = train_words(source[i]["caption"] for i in range(config.num_captions))
+        tokenizer = train_words(
+            text
+            for i in range(config.num_captions)
+            for text in all_captions(source[i], long_captions)
+        )
         (workdir / TOKENIZER).parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(workdir / TOKENIZER))
         print(f"Training a text encoder of {config.num_steps} steps first", file=sys.stderr)
-        text, params = train_encoder(config, tokenizer, source, seed)
+        text, params = train_encoder(config, tokenizer, source, seed, long_captions)
         # whole or not at all: a run that is killed here trains it again
         draft = workdir / f"{ENCODER}.tmp"
         shutil.rmtree(draft, ignore_errors=True)
@@ -85,7 +104,11 @@ def text_condition(encode: EncodeTexts, drop_prob: float = 0.0, *, text: str = "
 
 
 def train_encoder(
-    config: TextConfig, tokenizer: Any, source: data.Source, seed: int
+    config: TextConfig,
+    tokenizer: Any,
+    source: data.Source,
+    seed: int,
+    long_captions: float = 0.0,
 ) -> tuple[CLIPTextConfig, Any]:
     """Train a text encoder with an image encoder by contrast; its configuration and params."""
     of_text, of_image = encoder_shapes(config, tokenizer, source)
@@ -103,8 +126,9 @@ def train_encoder(
     tokens = lambda texts: {"tokens": encode_words(tokenizer, texts, config.max_tokens)[0]}
     # whole batches, with several processes as well: each trains the same encoder
     batches = data.batches(
-        source, config.batch_size, seed=seed, labels=False, encode_captions=tokens, process=(0, 1)
-    )
+        source, config.batch_size, seed=seed, labels=False,
+        encode_captions=tokens, long_captions=long_captions, process=(0, 1),
+    )  # fmt: skip
     progress = tqdm(total=config.num_steps, unit="step", disable=jax.process_index() != 0)
     with progress as bar, contextlib.closing(batches):
         for _ in range(config.num_steps):

@@ -1,14 +1,17 @@
-"""Train a diffusion model.
+"""Train a diffusion model, or an autoencoder for one to diffuse the latents of.
 
     python experiments/train.py                          the digits, about 6 minutes on 2 CPU cores
     python experiments/train.py CONFIG --help            every setting of a configuration
     python experiments/train.py cifar10 --data.path DIR --batch-size 256
+    python experiments/train.py photos_autoencoder
+    python experiments/train.py photos_latent --autoencoder runs/photos_autoencoder
 
 CONFIG is one of the names in experiments/configs (default: digits). The same command with the same
 workdir goes on where it stopped; SIGTERM or Ctrl-C saves a checkpoint first.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,12 +23,16 @@ import tyro
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from autoencoding import autoencoder_losses, save_autoencoder
 from choices import choose, read_choice
 from cli import parse_args, run_script
 from config import Config, RunConfig
 from configs import CONFIGS
 from diffjax import data
 from diffjax.core.conditioning import with_drops
+from diffjax.core.latents import latent_loss
+from diffjax.core.losses import Loss
+from diffjax.data.sources import as_x0
 from diffjax.networks import Functional, count_parameters
 from diffjax.training import (
     TrainState,
@@ -41,7 +48,9 @@ from diffjax.training import (
     replicated,
     shard_state,
 )
-from loop import claim_workdir, run_steps
+from diffjax.training.autoencoder import each_part
+from latent_space import LatentSpace, prepare_latents
+from loop import claim_workdir, in_turn, run_steps
 from model import make_loss, make_optimizer, make_sampler, sampling_defaults, to_uint8
 from pictures import save_animation, save_grid, save_loss_curve
 from runs import image_shape, make_network, open_source
@@ -77,12 +86,14 @@ def read_command_line(words: list[str]) -> tuple[Config, RunConfig, Path]:
     return args.config, args.run, workdir
 
 
-def open_batches(config: Config, mesh: Mesh, encode: EncodeTexts | None) -> data.Batches:
-    """The stream of training batches, checked against the network."""
-    source = open_source(config.data)
+def open_batches(
+    config: Config, source: data.Source, mesh: Mesh, encode: EncodeTexts | None
+) -> data.Batches:
+    """The stream of training batches of images or latents, checked against the network."""
     if source.shape != image_shape(config):
+        kind = "images" if config.latents is None else "latents"
         raise ValueError(
-            f"The images are {source.shape}, but the network is made for {image_shape(config)}: "
+            f"The {kind} are {source.shape}, but the network is made for {image_shape(config)}: "
             "set network.sample_size and network.in_channels, or data.image_size."
         )
     classes = config.network.num_classes
@@ -92,9 +103,22 @@ def open_batches(config: Config, mesh: Mesh, encode: EncodeTexts | None) -> data
         )
     check_batch_size(config.batch_size, mesh)
     return data.batches(
-        source, config.batch_size, seed=config.seed, flip=config.data.flip,
-        labels=classes is not None, encode_captions=encode, sharding=batch_sharding(mesh),
+        source, config.batch_size, seed=config.seed,
+        # the mirror images of latents are among them
+        flip=config.data.flip and config.latents is None,
+        labels=classes is not None, encode_captions=encode,
+        long_captions=config.data.long_captions, sharding=batch_sharding(mesh),
     )  # fmt: skip
+
+
+def make_losses(
+    config: Config, network: Functional, space: LatentSpace | None = None
+) -> dict[int, Loss]:
+    """The losses of a configuration, by the number of steps behind which each begins."""
+    if config.autoencoding is not None:
+        return autoencoder_losses(config.autoencoding)
+    loss = make_loss(config, network.apply)
+    return {0: loss if space is None else latent_loss(loss, shift=space.shift, scale=space.scale)}
 
 
 def train(
@@ -104,27 +128,35 @@ def train(
     network: Functional,
     mesh: Mesh,
     encode: EncodeTexts | None = None,
+    latents: tuple[LatentSpace, data.Latents] | None = None,
 ) -> TrainState:
     """Train from the newest checkpoint, if there is one, to the last step."""
-    batches = open_batches(config, mesh, encode)
+    space, source = latents or (None, open_source(config.data))
+    batches = open_batches(config, source, mesh, encode)
     init_key, key = jax.random.split(jax.random.key(config.seed))
     optimizer = make_optimizer(config.optimizer, config.num_steps)
+    if config.autoencoding is not None:
+        optimizer = each_part(lambda: make_optimizer(config.optimizer, config.num_steps))
     params = network.init(init_key)
     state = init_train_state(params, optimizer, ema_decay=config.ema_decay)
     state = shard_state(state, mesh, fsdp() if config.fsdp else ())
-    step = make_train_step(
-        make_loss(config, network.apply), optimizer,
-        ema_decay=config.ema_decay, accumulate=config.accumulate,
-    )  # fmt: skip
     # without out_shardings the compiler might lay the new state out differently and compile again
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
+    steps = {
+        begin: jax.jit(
+            make_train_step(
+                loss, optimizer, ema_decay=config.ema_decay, accumulate=config.accumulate
+            ),
+            donate_argnums=0, out_shardings=(layout, replicated(mesh)),
+        )
+        for begin, loss in make_losses(config, network, space).items()
+    }  # fmt: skip
     preview = None
-    if run.sample_every and config.task == "denoise":
-        draw = make_previewer(config, network, mesh, encode)
+    if run.sample_every and config.task != "classify":
+        draw = make_pictures(config, network, mesh, encode, space)
         preview = lambda state, suffix: draw(sampling_params(state, config), workdir, suffix)
     return run_steps(
-        step, state, batches, key, config=config, run=run, workdir=workdir,
+        in_turn(steps), state, batches, key, config=config, run=run, workdir=workdir,
         announce=partial(announce, config, params, workdir), preview=preview,
     )  # fmt: skip
 
@@ -148,9 +180,40 @@ def sampling_params(state: TrainState, config: Config) -> Any:
     return state.ema[names[0]] if names else state.params
 
 
+def make_pictures(
+    config: Config,
+    network: Functional,
+    mesh: Mesh,
+    encode: EncodeTexts | None = None,
+    space: LatentSpace | None = None,
+) -> Callable[..., None]:
+    """Compile `preview(params, folder, suffix)`: samples, or reconstructions by an autoencoder."""
+    if config.autoencoding is not None:
+        return make_reconstructor(config, network)
+    return make_previewer(config, network, mesh, encode, space)
+
+
+def make_reconstructor(config: Config, network: Functional) -> Callable[..., None]:
+    """Compile `preview(params, folder, suffix)`, which writes images over their reconstructions."""
+    source = open_source(config.data)
+    images = np.stack([source[i]["image"] for i in range(16)])
+    reconstruct = jax.jit(network.apply)
+
+    def preview(params, folder: Path, suffix: str = "") -> None:
+        seen = to_uint8(reconstruct(params, as_x0(images)))
+        if jax.process_index() == 0:
+            save_grid(folder / f"reconstructions{suffix}.png", np.concatenate([images, seen]), 16)
+
+    return preview
+
+
 def make_previewer(
-    config: Config, network: Functional, mesh: Mesh, encode: EncodeTexts | None = None
-):
+    config: Config,
+    network: Functional,
+    mesh: Mesh,
+    encode: EncodeTexts | None = None,
+    space: LatentSpace | None = None,
+) -> Callable[..., None]:
     """Compile `preview(params, folder, suffix)`, which writes sample grids and an animation.
 
     One row for each class (at most 10) or for the first captions of the data, by each of the
@@ -182,14 +245,15 @@ def make_previewer(
     samplers = [build(options=options) for options in others]
     trajectory = build(options=animated, keep_trajectory=True)
     names = [read_choice("previews", solver)[0] for solver in solvers]
+    show = to_uint8 if space is None else lambda latents: to_uint8(space.decode(latents))
 
     def preview(params, folder: Path, suffix: str = "") -> None:
         key = jax.random.key(config.seed)
         with tqdm(desc="sampling", unit="step", disable=jax.process_index() != 0) as bar:
             bars.append(bar)
-            frames = list(to_uint8(trajectory(params, key, positions, labels, texts).x)[:, :number])
+            frames = list(show(trajectory(params, key, positions, labels, texts).x)[:, :number])
             draws = [draw(params, key, positions, labels, texts) for draw in samplers]
-            grids = [to_uint8(draw)[:number] for draw in draws]
+            grids = [show(draw)[:number] for draw in draws]
             jax.effects_barrier()
             bars.clear()
         if jax.process_index() == 0:
@@ -205,12 +269,17 @@ def main() -> None:
     initialize_distributed()
     mesh = make_mesh()
     claim_workdir(workdir, config)
-    network, encode = make_network(config), None
+    network, encode, latents = make_network(config), None, None
+    source = open_source(config.data)
     if config.text is not None:
-        encode = prepare_text(config.text, open_source(config.data), workdir, config.seed)
+        encode = prepare_text(
+            config.text, source, workdir, config.seed, long_captions=config.data.long_captions
+        )
         empty = text_condition(encode, config.text.cond_drop_prob)
         network = network._replace(apply=with_drops(network.apply, [empty]))
-    state = train(config, run, workdir, network, mesh, encode)
+    if config.latents is not None:
+        latents = prepare_latents(config.latents, config.data, source, workdir, mesh)
+    state = train(config, run, workdir, network, mesh, encode, latents)
     if jax.process_index() == 0:
         lines = read_metrics(workdir)
         save_loss_curve(
@@ -218,9 +287,14 @@ def main() -> None:
         )
     if config.task == "classify":
         return
-    make_previewer(config, network, mesh, encode)(sampling_params(state, config), workdir)
+    params, space = sampling_params(state, config), latents and latents[0]
+    make_pictures(config, network, mesh, encode, space)(params, workdir)
+    script = f"sample.py --workdir {workdir}"
+    if config.autoencoding is not None:
+        save_autoencoder(workdir, config.autoencoding, params["autoencoder"], source, mesh)
+        script = f"reconstruct.py --workdir {workdir}"
     if jax.process_index() == 0:
-        print(f"python {Path(sys.argv[0]).with_name('sample.py')} --workdir {workdir}")
+        print(f"python {Path(sys.argv[0]).parent / script}")
 
 
 if __name__ == "__main__":

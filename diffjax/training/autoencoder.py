@@ -30,8 +30,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from diffjax.core.keys import BatchKeys, sample_keys
+from diffjax.core.keys import sample_keys
 from diffjax.core.latents import Posterior, posterior_kl, sample_posterior
+from diffjax.core.losses import Loss, as_batch_keys
 
 Images = Array
 # images [B, H, W, C] -> layers of features, each [B, h, w, channels]
@@ -99,7 +100,7 @@ def autoencoder_loss(
     perceptual_weight: float = 1.0,
     discriminator: Discriminator | None = None,
     last_layer: Sequence[str] = LAST_LAYER,
-) -> Callable[[Any, dict[str, Any], BatchKeys], tuple[Array, dict[str, Array]]]:
+) -> Loss:
     """The loss of an autoencoder, and of its discriminator where there is one.
 
     What it is stands at the top of this file. To let the discriminator begin later, train with
@@ -118,16 +119,16 @@ def autoencoder_loss(
 
     Returns:
       `loss(params, batch, keys) -> (losses [b], metrics)` for `make_train_step`. Params are
-      {"autoencoder": ..., "discriminator": ...}, without the latter if there is none to train.
+      {"autoencoder": ..., "discriminator": ...}, without the latter if there is none to train;
+      keys are one key or a `BatchKeys`.
 
     Raises:
       ValueError: no such error.
 
-    >>> from diffjax.core.keys import batch_keys
-    >>> keys = batch_keys(jax.random.key(0), 2)
+    >>> key = jax.random.key(0)
     >>> encode = lambda params, x: Posterior(x, jnp.full_like(x, -30.0))
     >>> loss = autoencoder_loss(encode, lambda params, z: z, kl_weight=0.0)
-    >>> losses, metrics = loss({"autoencoder": {}}, {"x0": jnp.ones((2, 4, 4, 1))}, keys)
+    >>> losses, metrics = loss({"autoencoder": {}}, {"x0": jnp.ones((2, 4, 4, 1))}, key)
     >>> losses.round(5).tolist()
     [0.0, 0.0]
     """
@@ -142,7 +143,7 @@ def autoencoder_loss(
 
     def loss(params, batch, keys):
         images, own = batch["x0"], params["autoencoder"]
-        posterior = encode(own, images)
+        keys, posterior = as_batch_keys(keys, images), encode(own, images)
         z = sample_posterior(sample_keys(keys.key, keys.index), posterior)
         reconstructions = decode(own, z)
         errors, divergence = errors_of(images, reconstructions), posterior_kl(posterior)

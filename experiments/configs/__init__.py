@@ -8,12 +8,16 @@ from configs.cifar10_flow import cifar10_flow
 from configs.cifar10_ncsnpp import cifar10_ncsnpp, cifar10_ncsnpp_deep
 from configs.cifar10_vdm import cifar10_vdm
 from configs.digits import digits
+from configs.digits_autoencoder import digits_autoencoder
 from configs.digits_classifier import digits_classifier
 from configs.digits_edm import digits_edm
 from configs.digits_flow import digits_flow
+from configs.digits_latent import digits_latent
 from configs.digits_ncsn import digits_ncsn
 from configs.digits_vp import digits_vp
 from configs.folder import folder
+from configs.photos_autoencoder import photos_autoencoder
+from configs.photos_latent import photos_latent
 from configs.shapes_text import shapes_text
 
 CONFIGS = {
@@ -23,6 +27,10 @@ CONFIGS = {
     "digits_ncsn": digits_ncsn,
     "digits_edm": digits_edm,
     "digits_flow": digits_flow,
+    "digits_autoencoder": digits_autoencoder,
+    "digits_latent": digits_latent,
+    "photos_autoencoder": photos_autoencoder,
+    "photos_latent": photos_latent,
     "cifar10": cifar10,
     "cifar10_ncsnpp": cifar10_ncsnpp,
     "cifar10_ncsnpp_deep": cifar10_ncsnpp_deep,

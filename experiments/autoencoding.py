@@ -1,0 +1,194 @@
+"""Autoencoders: from a configuration to networks and losses, and from a run to a saved folder.
+
+    runs/NAME/autoencoder/       as diffusers writes it (AutoencoderKL)
+
+The discriminator is trained beside the autoencoder and thrown away with the run.
+"""
+
+import dataclasses
+import importlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from config import AutoencodingConfig
+from diffjax import data
+from diffjax.core.latents import Posterior
+from diffjax.core.losses import Loss
+from diffjax.data.sources import as_x0
+from diffjax.networks import Functional
+from diffjax.networks.autoencoder_kl import autoencoder_kl
+from diffjax.networks.patch_discriminator import patch_discriminator
+from diffjax.networks.vq import VQConfig
+from diffjax.pretrained import Model, load_model, save_model
+from diffjax.training import batch_sharding, replicated
+from diffjax.training.autoencoder import Discriminator, Features, autoencoder_loss, psnr
+
+FOLDER = "autoencoder"
+MEASURED = 4096  # images at most by which latents are brought to variance 1
+BATCH = 256
+
+# images [b, H, W, C] in [-1, 1] -> mean and logvar, [b, h, w, c] each
+Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def autoencoder_network(config: AutoencodingConfig) -> Functional:
+    """An autoencoder, with its discriminator if it has one, as `init` and reconstruction.
+
+    init(key) -> {"autoencoder": ..., "discriminator": ...}
+    apply(params, images) -> images, through the mean of the latents
+    """
+    autoencoder = autoencoder_kl(config.network)
+    critic = config.discriminator and patch_discriminator(config.discriminator)
+
+    def init(key: Array) -> dict[str, Any]:
+        own, its = jax.random.split(key)
+        params = {"autoencoder": autoencoder.init(own)}
+        return params if critic is None else {**params, "discriminator": critic.init(its)}
+
+    def apply(params: Any, images: Array) -> Array:
+        own = params["autoencoder"]
+        return autoencoder.decode(own, autoencoder.encode(own, images).mean)
+
+    return Functional(init, apply)
+
+
+def autoencoder_losses(config: AutoencodingConfig) -> dict[int, Loss]:
+    """The losses of an autoencoder, by the step behind which each begins.
+
+    The discriminator joins later, when there is something to tell from images. Until then its
+    gradient is zero, and it stays as it began.
+    """
+    autoencoder = autoencoder_kl(config.network)
+    parts: dict[str, Any] = {
+        "error": config.error,
+        "kl_weight": config.kl_weight,
+        "features": None if config.features is None else load_features(config.features),
+        "perceptual_weight": config.perceptual_weight,
+    }
+    make = lambda **more: autoencoder_loss(autoencoder.encode, autoencoder.decode, **parts, **more)
+    if config.discriminator is None:
+        return {0: make()}
+    apply = patch_discriminator(config.discriminator).apply
+    critic = Discriminator(apply, config.discriminator_weight)
+    return {0: make(), config.discriminator_start: make(discriminator=critic)}
+
+
+def load_features(name: str) -> Features:
+    """A function of the user's, MODULE:FUNCTION, from images to layers of features.
+
+    Raises:
+      ValueError: there is no such module or function.
+    """
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"features is {name!r}; expected MODULE:FUNCTION that Python can import ({error})."
+        ) from None
+
+
+def save_autoencoder(
+    workdir: Path, config: AutoencodingConfig, params: Any, source: data.Source, mesh: Mesh
+) -> Model:
+    """Leave the autoencoder of a run in its folder, its scaling factor measured on the images.
+
+    The factor is 1 / std over all elements of latents as drawn: the data of a diffusion run on
+    them then has variance 1.
+    """
+    network = autoencoder_kl(config.network)
+    model = Model(config.network, network, params)
+    encode, count = make_encoder(model, mesh), min(len(source), MEASURED)
+    moments = [encode(images) for images in batches_of(source, count)]
+    mean, logvar = (np.concatenate(each)[:count].astype(np.float64) for each in zip(*moments))
+    std = np.sqrt(np.mean(mean**2 + np.exp(logvar)) - np.mean(mean) ** 2)
+    measured = dataclasses.replace(config.network, scaling_factor=float(1 / std))
+    if jax.process_index() == 0:
+        # whole or not at all: others may be reading the one before
+        draft = workdir / f"{FOLDER}.tmp"
+        shutil.rmtree(draft, ignore_errors=True)
+        save_model(draft, measured, params)
+        shutil.rmtree(workdir / FOLDER, ignore_errors=True)
+        os.rename(draft, workdir / FOLDER)
+    return Model(measured, network, params)
+
+
+def find_autoencoder(folder: str | Path) -> Path:
+    """The saved autoencoder of a run, or the folder itself.
+
+    Raises:
+      FileNotFoundError: it holds neither.
+    """
+    folder = Path(folder)
+    for path in (folder / FOLDER, folder / "vae", folder / "vqvae", folder):
+        if (path / "config.json").is_file() and list(path.glob("*.safetensors*")):
+            return path
+    raise FileNotFoundError(
+        f"{folder} holds no autoencoder: expected the folder of a finished run such as "
+        "digits_autoencoder, or one that diffusers saved."
+    )
+
+
+def load_autoencoder(folder: str | Path, mesh: Mesh) -> Model:
+    """Read an autoencoder, with or without a codebook.
+
+    Raises:
+      ValueError: the folder holds another network.
+    """
+    model = load_model(find_autoencoder(folder), mesh=mesh)
+    if not hasattr(model.network, "encode"):
+        raise ValueError(f"{folder} holds a {type(model.config).__name__}, not an autoencoder.")
+    return model
+
+
+def make_encoder(model: Model, mesh: Mesh) -> Encode:
+    """Compile the encoder for a mesh, with batches from and to the memory of the host.
+
+    Latents of a codebook are those in front of it, and certain; the decoder rounds.
+    """
+    certain = isinstance(model.config, VQConfig)
+
+    def encode(params: Any, images: Array) -> Posterior:
+        found = model.network.encode(params, images)
+        # exp(-30 / 2) is nothing beside a latent
+        return Posterior(found, jnp.full_like(found, -30.0)) if certain else found
+
+    split, whole = batch_sharding(mesh), replicated(mesh)
+    run = jax.jit(encode, in_shardings=(whole, split), out_shardings=whole)
+
+    def on_host(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mean, logvar = run(model.params, images)
+        return np.asarray(mean), np.asarray(logvar)
+
+    return on_host
+
+
+def batches_of(source: data.Source, count: int) -> Iterator[np.ndarray]:
+    """The first images of a source in batches of one size, the last one filled up."""
+    for start in range(0, count, BATCH):
+        rows = np.minimum(np.arange(start, start + BATCH), count - 1)
+        yield as_x0(np.stack([source[int(i)]["image"] for i in rows]))
+
+
+def reconstruct_all(
+    model: Model, source: data.Source, count: int, mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reconstructions through the mean of the latents, and their PSNR: [count, ...], [count]."""
+    split, whole = batch_sharding(mesh), replicated(mesh)
+    encode = make_encoder(model, mesh)
+    decode = jax.jit(model.network.decode, in_shardings=(whole, split), out_shardings=whole)
+    found = []
+    for images in batches_of(source, count):
+        seen = decode(model.params, encode(images)[0])
+        found.append((np.asarray(seen), np.asarray(psnr(jnp.asarray(images), seen))))
+    seen, decibels = (np.concatenate(each)[:count] for each in zip(*found))
+    return seen, decibels

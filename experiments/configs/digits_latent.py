@@ -1,0 +1,20 @@
+"""The digits in the latent space of their autoencoder, class-conditional.
+
+python experiments/train.py digits_autoencoder
+python experiments/train.py digits_latent --autoencoder runs/digits_autoencoder
+
+The network of the run `digits`, of which the 4x4 latents need no patches. Two CPU cores. Measured:
+docs/latent_diffusion.md.
+"""
+
+from dataclasses import replace
+
+from config import LatentsConfig, SamplingConfig
+from configs.digits import digits
+
+digits_latent = replace(
+    digits,
+    latents=LatentsConfig(autoencoder="runs/digits_autoencoder"),
+    network=replace(digits.network, sample_size=4, in_channels=2, out_channels=2, patch_size=1),
+    sampling=SamplingConfig(previews=("ddim",), clip=False),
+)
