@@ -10,6 +10,7 @@ Only names are taken from model_index.json: no code of a folder is ever imported
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from diffjax.networks.functional import Params
 from diffjax.pretrained.folders import read_json
 from diffjax.pretrained.models import Model, load_model
 from diffjax.pretrained.schedulers import SCHEDULER_FILE, Scheduler, read_scheduler
+from diffjax.pretrained.single_file import SingleFile
 from diffjax.pretrained.tokenizers import Tokenizer, load_tokenizer
 from diffjax.training.sharding import Rule
 
@@ -94,6 +96,7 @@ def load_components(
     mesh: Mesh | None = None,
     rules: Sequence[Rule] = (),
     only: Collection[str] | None = None,
+    single_file: str | Path | None = None,
 ) -> Components:
     """Read the parts of a system.
 
@@ -105,6 +108,8 @@ def load_components(
       dtype, param_dtype, variant, mesh, rules: of the networks, see `load_model`. Parts without
         files of the variant are read without it.
       only: names of the parts to read; by default all but safety checkers and the like.
+      single_file: the weights of all networks, in the layout of latent diffusion's first releases;
+        the folder then needs none.
 
     Raises:
       UnsupportedError: a part is of a class that is not there; the nearest name is given.
@@ -121,6 +126,7 @@ def load_components(
     models, tokenizers, schedulers = {}, {}, {}
     options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
     places: dict[str, Any] = {"mesh": mesh, "rules": rules}
+    whole = None if single_file is None else SingleFile(single_file)
     for part in only:
         place, kind = folder / part, parts[part]
         if not place.is_dir():
@@ -130,8 +136,14 @@ def load_components(
         elif "Tokenizer" in kind:
             tokenizers[part] = load_tokenizer(place)
         else:
-            here = _variant_of(place, variant)
-            models[part] = load_model(place, variant=here, class_name=kind, **options, **places)
+            models[part] = load_model(
+                place,
+                variant=_variant_of(place, variant),
+                class_name=kind,
+                tensors=None if whole is None else partial(whole.tensors, part),
+                **options,
+                **places,
+            )
     return Components(name, settings, models, tokenizers, schedulers)
 
 

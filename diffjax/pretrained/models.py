@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +73,7 @@ def load_model(
     class_name: str | None = None,
     mesh: Mesh | None = None,
     rules: Sequence[Rule] = (),
+    tensors: Callable[[Any], Mapping[str, Any]] | None = None,
 ) -> Model:
     """Read a network that diffusers or transformers saved.
 
@@ -90,6 +91,7 @@ def load_model(
       class_name: in the place of the one that config.json names.
       mesh, rules: where the params go, see `diffjax.training.sharding`; without a mesh to the
         default device.
+      tensors: from the configuration to the tensors, in the place of those of the folder.
 
     Raises:
       UnsupportedError: there is no network for the class, or it cannot follow a key of config.json.
@@ -99,7 +101,7 @@ def load_model(
     name = class_name or _class_name(settings, folder)
     architecture, config = _recognise(name, settings, dtype=dtype, param_dtype=param_dtype)
     # before the network is built: the disk is at work meanwhile
-    tensors = read_tensors(folder, variant=variant)
+    found = tensors(config) if tensors else read_tensors(folder, variant=variant)
     network = architecture.build(config)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     rename = renamer(architecture.names)
@@ -109,7 +111,7 @@ def load_model(
         return None if name is None else rename(name)
 
     shardings = None if mesh is None else params_sharding(shapes, mesh, rules)
-    params = to_params(tensors, shapes, rename=here, shardings=shardings)
+    params = to_params(found, shapes, rename=here, shardings=shardings)
     return Model(config, network, params)
 
 
