@@ -2,8 +2,8 @@
 
     y = x W + (x down) up
 
-The change keeps its own precision: added to a bfloat16 kernel, a small one would be rounded away.
-Its gradient needs that of neither W nor the product.
+W may be frozen, and stored in bfloat16: the gradients of down and up need no gradient in the shape
+of W, and they keep a precision of their own.
 
 Source: LoRA, arXiv:2106.09685, Eq. 3.
 """

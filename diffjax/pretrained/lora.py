@@ -7,6 +7,9 @@
 | diffusers, PEFT | unet.mid_block.attn1.to_k.lora_A.weight, ...lora_B.weight |
 | diffusers, older | unet.mid_block.attn1.processor.to_k_lora.down.weight, ...up.weight |
 | kohya | lora_unet_mid_block_attn1_to_k.lora_down.weight, ...lora_up.weight, ...alpha |
+| kohya, SDXL | lora_unet_middle_block_1_attn1_to_k.lora_down.weight, ... |
+
+The last has the blocks of latent diffusion's first code, see `single_file`.
 
 Merged on the host once, or inside a jitted function with a traced scale.
 Source: LoRA, arXiv:2106.09685, Eq. 3.
@@ -23,8 +26,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffjax.networks.functional import Params, flatten, unflatten
+from diffjax.networks.unet_config import UNetConfig
 from diffjax.pretrained.architecture import describes
 from diffjax.pretrained.models import ARCHITECTURES, Model
+from diffjax.pretrained.single_file import unet_names
 from diffjax.pretrained.tensor_files import read_tensor_file
 from diffjax.pretrained.weights import UnsupportedError, renamer, torch_name
 
@@ -126,18 +131,24 @@ def merge_lora(params: Params, lora: Lora, scale: ArrayLike = 1.0) -> Params:
     return merged
 
 
-def _modules(model: Model) -> dict[str, tuple[str, ...]]:
-    """The paths of a network's kernels by the names of their modules in files, also kohya's."""
+def module_names(model: Model) -> dict[tuple[str, ...], str]:
+    """The name of its module in diffusers' files for the path of each of a network's kernels."""
     architecture = next((each for each in ARCHITECTURES if describes(each, model.config)), None)
     table = {} if architecture is None else architecture.names
     rename = renamer({here: stored for stored, here in table.items()})
-    names = {}
-    for route in flatten(model.params):
-        if route[-1] == "kernel":
-            stored = rename(torch_name(route)).removesuffix(".weight")
-            for name in (stored, re.sub(r"\bto_out\.0$", "to_out", stored)):
-                for each in (name, name.removeprefix("text_model.")):
-                    names[each] = names[each.replace(".", "_")] = route
+    kernels = [route for route in flatten(model.params) if route[-1] == "kernel"]
+    return {route: rename(torch_name(route)).removesuffix(".weight") for route in kernels}
+
+
+def _modules(model: Model) -> dict[str, tuple[str, ...]]:
+    """The paths of a network's kernels by the names of their modules in files, also kohya's."""
+    is_unet = isinstance(model.config, UNetConfig)
+    old = {here: there for there, here in unet_names(model.config).items()} if is_unet else {}
+    names, in_old_blocks = {}, renamer(old)
+    for route, stored in module_names(model).items():
+        for name in (stored, re.sub(r"\bto_out\.0$", "to_out", stored), in_old_blocks(stored)):
+            for each in (name, name.removeprefix("text_model.")):
+                names[each] = names[each.replace(".", "_")] = route
     return names
 
 

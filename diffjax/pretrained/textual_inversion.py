@@ -7,8 +7,10 @@
 Source: An Image is Worth One Word, arXiv:2208.01618.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ import numpy as np
 from diffjax.networks.clip import CLIPTextConfig, clip_text
 from diffjax.networks.functional import Params
 from diffjax.pretrained.components import Components
-from diffjax.pretrained.tensor_files import read_tensor_file
+from diffjax.pretrained.tensor_files import read_tensor_file, write_tensor_file
 
 # names in files that stand for no word -> the encoder and the tokenizer that they are for
 _FORMS = {
@@ -44,13 +46,46 @@ def load_embedding(path: str | Path, parts: Components, *, token: str | None = N
     for name, tensor in read_tensor_file(path).items():
         encoder, tokenizer = _FORMS.get(name, _FORMS["emb_params"])
         word = token or (f"<{path.stem}>" if name in _FORMS else name)
-        parts = _with_word(parts, encoder, tokenizer, word, np.asarray(tensor, np.float32))
+        parts = with_word(parts, encoder, tokenizer, word, np.asarray(tensor, np.float32))
     return parts
 
 
-def _with_word(
+def save_embedding(path: str | Path, word: str, vectors: Mapping[str, Any]) -> None:
+    """Write the vectors of a word in the form that `load_embedding` and diffusers read.
+
+    Of one encoder they stand under the word itself; of the two of SDXL under clip_l and clip_g, so
+    that the file's name should be the word.
+
+    Args:
+      path: a file NAME.safetensors, replaced if it is there.
+      word: that stands for them in prompts.
+      vectors: [N, D] by the names of the encoders, text_encoder and text_encoder_2.
+
+    Raises:
+      ValueError: an encoder of another name.
+    """
+    forms = {encoder: name for name, (encoder, _) in _FORMS.items()}
+    if strange := sorted(vectors.keys() - forms.keys()):
+        raise ValueError(f"vectors are for {strange[0]}; files are for {', '.join(forms)}")
+    names = {"text_encoder": word} if set(vectors) == {"text_encoder"} else forms
+    tensors = {names[encoder]: np.asarray(each, np.float32) for encoder, each in vectors.items()}
+    write_tensor_file(path, tensors, tensors.__getitem__)
+
+
+def with_word(
     parts: Components, encoder: str, tokenizer: str, word: str, vectors: np.ndarray
 ) -> Components:
+    """The parts of a system to whose encoder a word is known, as so many new rows of its table.
+
+    Args:
+      parts: from `load_components`.
+      encoder, tokenizer: the names of the parts that learn it.
+      word: that stands for the vectors in prompts, in this order.
+      vectors: [N, D] or [D].
+
+    Raises:
+      ValueError: the vectors do not fit the text encoder, or the word is known already.
+    """
     if encoder not in parts.models or tokenizer not in parts.tokenizers:
         raise ValueError(f"the vectors are for {encoder}, which the system lacks")
     model = parts.models[encoder]

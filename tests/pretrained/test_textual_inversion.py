@@ -5,7 +5,7 @@ from safetensors.numpy import save_file
 
 from diffjax.networks.clip import CLIPTextConfig, clip_text
 from diffjax.pretrained import Components, Model, Tokenizer
-from diffjax.pretrained.textual_inversion import load_embedding
+from diffjax.pretrained.textual_inversion import load_embedding, save_embedding
 
 CONFIG = CLIPTextConfig(
     vocab_size=9, hidden_size=6, intermediate_size=8, num_heads=2, num_layers=1, eos_token=2
@@ -53,3 +53,28 @@ def test_vectors_that_do_not_fit_are_refused(parts, tmp_path, name, size, reason
     save_file({name: np.ones(size, np.float32)}, tmp_path / "toy.safetensors")
     with pytest.raises(ValueError, match=reason):
         load_embedding(tmp_path / "toy.safetensors", parts)
+
+
+def test_a_saved_word_is_read_again_under_its_name(parts, tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(2, 6)).astype(np.float32)
+    save_embedding(tmp_path / "any.safetensors", "<toy>", {"text_encoder": vectors})
+    more = load_embedding(tmp_path / "any.safetensors", parts)
+    assert more.tokenizers["tokenizer"](["<toy>"]).ids[0, 1:3].tolist() == [9, 10]
+    table = more.models["text_encoder"].params["token_embedding"]["embedding"]
+    np.testing.assert_array_equal(table[9:], vectors)
+    np.testing.assert_array_equal(table[:9], parts.models["text_encoder"].params
+                                  ["token_embedding"]["embedding"])  # fmt: skip
+
+
+def test_a_word_of_two_encoders_is_saved_for_both(parts, tmp_path):
+    both = {"text_encoder": np.ones((1, 6)), "text_encoder_2": np.full((1, 6), 2.0)}
+    save_embedding(tmp_path / "toy.safetensors", "<toy>", both)
+    two = parts._replace(
+        models={**parts.models, "text_encoder_2": parts.models["text_encoder"]},
+        tokenizers={**parts.tokenizers, "tokenizer_2": parts.tokenizers["tokenizer"]},
+    )
+    more = load_embedding(tmp_path / "toy.safetensors", two)
+    for name, value in (("text_encoder", 1.0), ("text_encoder_2", 2.0)):
+        assert (more.models[name].params["token_embedding"]["embedding"][9] == value).all()
+    with pytest.raises(ValueError, match="vectors are for other"):
+        save_embedding(tmp_path / "toy.safetensors", "<toy>", {"other": np.ones((1, 6))})
