@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from diffjax.networks import unet
 from diffjax.networks.clip import CLIPTextConfig, clip_text
+from diffjax.networks.functional import flatten
+from diffjax.networks.unet_context import ContextConfig
+from diffjax.networks.unet_latent_presets import sdxl_unet
 from diffjax.pretrained import Model, UnsupportedError
 from diffjax.pretrained.lora import load_lora, merge_lora
 
@@ -18,6 +22,22 @@ MODULE = "text_model.encoder.layers.0.mlp.fc1"
 def model():
     network = clip_text(CONFIG)
     return Model(CONFIG, network, network.init(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def xl():
+    """A network with the blocks of SDXL, two levels of them; of its params, the shapes."""
+    context = ContextConfig(
+        features=4, num_heads=2, added="text_time", added_features=8, time_id_features=2
+    )
+    config = sdxl_unet(
+        block_out_channels=(8, 8),
+        attention=(False, "transformer"),
+        num_groups=4,
+        context=context,
+    )
+    network = unet(config)
+    return Model(config, network, jax.eval_shape(network.init, jax.random.key(0)))
 
 
 def down_and_up(rank=2):
@@ -59,6 +79,32 @@ def test_all_namings_add_up_times_down(model, tmp_path, down, up):
     np.testing.assert_allclose(change, 0.5 * (b @ a).T, atol=1e-5)
     back = merge_lora(merge_lora(params, lora), lora, -1.0)
     np.testing.assert_allclose(kernel(back), kernel(params), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("module", "route"),
+    [
+        (
+            "input_blocks_5_1_transformer_blocks_0_attn1_to_out_0",
+            "down_blocks 1 attentions 1 transformer_blocks 0 attn1 to_out 0",
+        ),
+        ("input_blocks_3_0_op", "down_blocks 0 downsamplers 0 conv"),
+        ("middle_block_2_out_layers_3", "mid_block resnets 1 conv2"),
+        ("output_blocks_0_1_proj_in", "up_blocks 0 attentions 0 proj_in"),
+        ("output_blocks_2_2_conv", "up_blocks 0 upsamplers 0 conv"),
+        ("label_emb_0_0", "add_embedding linear_1"),
+    ],
+)
+def test_blocks_of_the_first_code_are_those_of_the_network(xl, tmp_path, module, route):
+    route = (*route.split(), "kernel")
+    kernel = flatten(xl.params)[route]
+    *window, inputs, outputs = kernel.shape
+    down = np.ones((1, inputs, *window), np.float32)
+    up = np.ones((outputs, 1, *[1] * len(window)), np.float32)
+    name = f"lora_unet_{module}"
+    tensors = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    assert list(load_lora(tmp_path / "lora.safetensors", {"unet": xl})["unet"]) == [route]
 
 
 def test_alpha_counts_by_the_rank_and_the_scale_may_be_traced(model, tmp_path):
