@@ -357,7 +357,7 @@ def one_for_each_step() -> list[str]:
         if row.order or row.noisy:
             code = build(row, TABLE).step.__qualname__
             maker = row.make.func if isinstance(row.make, partial) else row.make
-            first.setdefault(maker if code.startswith("stateless") else code, name)
+            first.setdefault(maker if code.startswith(("stateless", "windowed")) else code, name)
     return list(first.values())
 
 
