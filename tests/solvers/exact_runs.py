@@ -1,21 +1,21 @@
 """Runs of a solver over many schedules and grids at once, against closed forms.
 
 One program is compiled for each solver. What differs between its runs is data: the levels, the
-number of steps, the distribution and the noise. (Solvers that hold a schedule are compiled for one
-of them, another one for each solver in turn; so is what the network predicts.) All is float64, so
-that orders of convergence show.
+number of steps, the distribution, the noise, what the network predicts, and, of a few schedules,
+the one that the solver holds. All is float64, so that orders of convergence show.
 """
 
 import itertools
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from test_solvers import SOLVERS, Row, accepts, as_wanted, build
+from jax import Array, lax
+from test_solvers import SOLVERS, Row, accepts, as_wanted, build, quick_jit
 
 from diffjax.core import exact, schedules
 from diffjax.core.keys import sample_keys
@@ -27,15 +27,16 @@ from diffjax.core.parameterizations import (
     make_denoiser,
 )
 from diffjax.core.sampling import Solver, sample
-from diffjax.core.schedules import Schedule, level_at, num_train_steps
+from diffjax.core.schedules import Schedule, level_at, num_train_steps, time_of
 from diffjax.core.sigma_grids import exponential_ratios, karras_ratios, shifted
 
 SCHEDULES = {name: make() for name, make in schedules.SCHEDULES.items()} | {
     "zero_terminal_snr": schedules.zero_terminal_snr(schedules.linear_betas())
 }
-# networks of these predictions are told a multiple of log(sigma / alpha), the others the time
-TOLD_RATIO = {"ncsn": 1.0, "edm": 0.25}
+NOISY_END, CLEAN_END = 0.8, 0.2  # interior times between which orders are measured
 RUN_UP = 11  # steps more in front of a grid, see `with_run_up`
+COUNTS = (300, 600)  # numbers of steps, multiples of the lengths of all blocks
+MOMENT_COUNTS = (600, 1200)
 CLEANEST, NOISIEST = 0.002, 100.0  # ratios sigma / alpha of grids that go to clean data
 
 
@@ -84,24 +85,25 @@ def at_time(schedule: Schedule, times) -> NoiseLevel:
 
 
 # every schedule at once, and always in one shape: what costs time is compiling
-@jax.jit
+@quick_jit
 def times_to_levels(times: dict[str, Array]) -> dict[str, NoiseLevel]:
     return {name: at_time(SCHEDULES[name], given) for name, given in times.items()}
 
 
-@jax.jit
+@quick_jit
 def ratios_to_levels(ratios: dict[str, Array]) -> dict[str, NoiseLevel]:
     return {name: level_at(SCHEDULES[name])(given) for name, given in ratios.items()}
 
 
 @cache
 def levels_of_runs(count: int, length: int) -> NoiseLevel:
-    """Levels [len(CASES), length + 1] from t = 0.9 to t = 0.1, in `count` steps after a run-up."""
-    ends = jax.device_get(times_to_levels(dict.fromkeys(SCHEDULES, np.array([0.9, 0.1]))))
+    """Levels [len(CASES), length + 1] between interior times, in `count` steps after a run-up."""
+    times_of_ends = np.array([NOISY_END, CLEAN_END])
+    ends = jax.device_get(times_to_levels(dict.fromkeys(SCHEDULES, times_of_ends)))
     times, ratios = {}, {}
     for name, kind in CASES:
         if kind in TIME_GRIDS:
-            times[name] = with_run_up(TIME_GRIDS[kind](count, 0.9, 0.1))
+            times[name] = with_run_up(TIME_GRIDS[kind](count, NOISY_END, CLEAN_END))
         else:
             noisy, clean = ends[name].sigma / ends[name].alpha
             ratios[name] = with_run_up(RATIO_GRIDS[kind](count, noisy, clean))
@@ -140,8 +142,83 @@ def at(levels: NoiseLevel, position: int) -> NoiseLevel:
     return jax.tree.map(lambda leaf: leaf[:, position], levels)
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """A few schedules of which a number, which may be traced, picks one."""
+
+    number: Array
+    schedules: tuple[Schedule, ...]
+
+    def _pick(self, function) -> Any:
+        found = [function(schedule) for schedule in self.schedules]
+        return jax.tree.map(lambda *leaves: lax.select_n(self.number, *leaves), *found)
+
+    def __call__(self, t):
+        return self._pick(lambda schedule: schedule(t))
+
+    def at_ratio(self, ratio):
+        return self._pick(lambda schedule: level_at(schedule)(ratio))
+
+    def time_of(self, level):
+        return self._pick(lambda schedule: time_of(schedule, level))
+
+
+PREDICTIONS = tuple(PARAMETERIZATIONS.values())
+
+
+def prediction_of(number: Array) -> Parameterization:
+    """The row of PREDICTIONS with this number, which may be traced."""
+
+    def pick(column):
+        def value(level):
+            found = [getattr(row, column)(level) for row in PREDICTIONS]
+            return jax.tree.map(lambda *leaves: lax.select_n(number, *leaves), *found)
+
+        return value
+
+    return Parameterization("any", *(pick(column) for column in Parameterization._fields[1:]))
+
+
+HOLDERS = [name for name, row in SOLVERS.items() if accepts(row, "schedule")]
+
+
+def held_by(name: str) -> list[str]:
+    """The schedules that a solver holds in turn, another few for each; none where it holds none."""
+    if name not in HOLDERS:
+        return []
+    first, names = HOLDERS.index(name), list(SCHEDULES)
+    if SOLVERS[name].differentiates:
+        names = [each for each in names if num_train_steps(SCHEDULES[each]) is None]
+    return [names[(first + step) % len(names)] for step in (0, 5, 11)]
+
+
+def cases_of(name: str) -> np.ndarray:
+    """Which of the CASES a solver can run: those of the schedules that it holds, or all."""
+    held = held_by(name)
+    return np.flatnonzero([not held or schedule in held for schedule, _ in CASES])
+
+
+def numbers_of(name: str, cases: np.ndarray, *, shift: int = 0, pure_noise: bool = False):
+    """The numbers [C] of schedules and predictions that a solver meets in its cases, in turn.
+
+    With another shift every case has another prediction. Networks of a solver that holds a schedule
+    are told the time; from pure noise, those are asked that know x0 there.
+    """
+    held = held_by(name)
+    schedules_ = [held.index(CASES[case][0]) if held else 0 for case in cases]
+    known = ["x0", "v", "velocity"] if pure_noise else list(PARAMETERIZATIONS)
+    told_time = [row for row in known if not held or row not in ("ncsn", "edm")]
+    turn = [told_time[(case + shift) % len(told_time)] for case in cases]
+    predictions = [list(PARAMETERIZATIONS).index(row) for row in turn]
+    return np.array(schedules_, np.int32), np.array(predictions, np.int32)
+
+
 def replaying(row: Row, schedule: Schedule | None, num_steps, noise: Array) -> Solver:
-    """The solver of a row with given noise: draw k of step i is noise[:, i, k]."""
+    """The solver of a row with given noise: draw k of step i is noise[:, i, k].
+
+    It stands still after `num_steps` steps, so that a loop of fixed length, which has derivatives,
+    can serve every number of them.
+    """
 
     def init(x):
         return jnp.zeros((), jnp.int32), build(row, schedule, num_steps).init(x)
@@ -151,7 +228,11 @@ def replaying(row: Row, schedule: Schedule | None, num_steps, noise: Array) -> S
         draws = itertools.count()
         normal = lambda keys, shape, dtype: noise[:, i, next(draws)]
         solver = build(row, schedule, num_steps, normal)
-        x, inner = solver.step(keys, x, inner, denoise, current, next_)
+        x, inner = lax.cond(
+            i < num_steps,
+            lambda: solver.step(keys, x, inner, denoise, current, next_),
+            lambda: (x, inner),
+        )
         return x, (i + 1, inner)
 
     return Solver(init, step)
@@ -176,19 +257,12 @@ def draws_of(row: Row) -> int:
 
 
 def perfect_network(
-    row: Parameterization,
-    distribution: exact.Mixture,
-    by_time: Callable[[Array], NoiseLevel],
-    by_ratio: Callable[[Array], NoiseLevel],
+    row: Parameterization, distribution: exact.Mixture, find: Callable[[Array], NoiseLevel]
 ) -> Callable[..., Array]:
-    """`apply(params, x, t)` of a prediction without error, which is told the clock alone.
-
-    `by_time` and `by_ratio` are all that it knows about the schedule.
-    """
-    factor = TOLD_RATIO.get(row.name)
+    """`apply(params, x, t)` of a prediction without error; `find` knows the level of a clock t."""
 
     def apply(params, x, t):
-        level = by_time(t[0]) if factor is None else by_ratio(jnp.exp(t[0] / factor))
+        level = find(t[0])
         x = x / row.in_scale(level)
         x0 = exact.denoiser(distribution)(x, level)
         a, b = row.target(level)
@@ -197,50 +271,69 @@ def perfect_network(
     return apply
 
 
-def nearest(values: Array, value: Array, levels: NoiseLevel) -> NoiseLevel:
-    i = jnp.argmin(jnp.abs(values - value))
-    return jax.tree.map(lambda leaf: leaf[i], levels)
+class Setting(NamedTuple):
+    """What a run is given besides x and noise; each leaf may have an axis [C] in front.
+
+    Attributes:
+      levels: [M + 1] the grid.
+      schedule: number of the held schedule.
+      prediction: number of what the network predicts.
+    """
+
+    levels: NoiseLevel
+    schedule: Array
+    prediction: Array
 
 
-def prediction_for(name: str) -> Parameterization:
-    """What the network of a solver predicts, in turn; where it starts from pure noise one of x0."""
-    known = ["x0", "v", "velocity"] if SOLVERS[name].from_pure_noise else list(PARAMETERIZATIONS)
-    return PARAMETERIZATIONS[known[list(SOLVERS).index(name) % len(known)]]
-
-
-class Program(NamedTuple):
-    """A compiled solver, and which of the CASES it can run: those of its schedule, or all."""
-
-    run: Callable[..., Array]
-    cases: np.ndarray
+def run(name: str, distribution, x, setting: Setting, num_steps, noise, keys) -> Array:
+    """Where the solver of a row takes x [B, D]; noise [B, M, draws, D] is for those that replay."""
+    row, levels, schedule = SOLVERS[name], setting.levels, None
+    prediction = prediction_of(setting.prediction)
+    if held_by(name):
+        held = tuple(SCHEDULES[each] for each in held_by(name))
+        find = schedule = OneOf(setting.schedule, held)
+    else:
+        # without a schedule, a solver can only ask at the levels of the run
+        clocks = prediction.clock(levels)
+        find = lambda t: jax.tree.map(lambda leaf: leaf[jnp.argmin(jnp.abs(clocks - t))], levels)
+    network = perfect_network(prediction, distribution, find)
+    denoise = as_wanted(row, make_denoiser(network, None, prediction))
+    if not row.weak_order:
+        solver = build(row, schedule, num_steps)
+        return sample(keys, x, denoise, solver, levels, num_steps=num_steps)
+    return sample(keys, x, denoise, replaying(row, schedule, num_steps, noise), levels)
 
 
 @cache
-def program(name: str) -> Program:
-    """A program that runs a solver on C grids at once.
+def program(name: str) -> Callable[..., Array]:
+    """`run` of a solver for C grids at once.
 
-    Its arguments: distribution, x [C, B, D], levels [C, M + 1], num_steps, noise
-    [C, B, M, draws, D], keys [C, B]; it returns x at the ends.
+    Its arguments: distribution, x [C, B, D], setting, num_steps, noise [C, B, M, draws, D],
+    keys [C, B]; it returns x at the ends.
     """
-    row, prediction = SOLVERS[name], prediction_for(name)
-    schedule, cases = None, np.arange(len(CASES))
-    if accepts(row, "schedule"):
-        holders = [name for name, row in SOLVERS.items() if accepts(row, "schedule")]
-        chosen = list(SCHEDULES)[holders.index(name) % len(SCHEDULES)]
-        schedule = SCHEDULES[chosen]
-        cases = np.flatnonzero([case[0] == chosen for case in CASES])
+    return quick_jit(jax.vmap(partial(run, name), in_axes=(None, 0, 0, None, 0, 0)))
 
-    def run(distribution, x, levels, num_steps, noise, keys):
-        # without a schedule, a solver can only ask at the levels of the run
-        by_time = schedule or (lambda t: nearest(levels.t, t, levels))
-        by_ratio = lambda ratio: nearest(levels.sigma / levels.alpha, ratio, levels)
-        if schedule is not None:
-            by_ratio = level_at(schedule)
-        network = perfect_network(prediction, distribution, by_time, by_ratio)
-        denoise = as_wanted(row, make_denoiser(network, None, prediction))
-        solver = build(row, schedule, num_steps)
-        if row.weak_order:
-            solver = replaying(row, schedule, num_steps, noise)
-        return sample(keys, x, denoise, solver, levels, num_steps=num_steps)
 
-    return Program(jax.jit(jax.vmap(run, in_axes=(None, 0, 0, None, 0, 0))), cases)
+@cache
+def moments_program(name: str) -> Callable[..., tuple[Array, Array]]:
+    """Mean and variance [C, D] at the ends of C grids, for Gaussian data without correlations.
+
+    All is affine then: x at the end = mean + sum of c z over start and noises z, and the variance
+    is the sum of c^2, which one derivative finds. Its arguments: distribution, mean and scale of
+    the start [C, D], setting, num_steps.
+    """
+    row = SOLVERS[name]
+
+    def moments(distribution, mean, scale, setting, num_steps):
+        def end(start, noise):
+            x = (mean + scale * start)[None]
+            keys = sample_keys(jax.random.key(0), jnp.arange(1))
+            result = run(name, distribution, x, setting, num_steps, noise[None], keys)[0]
+            return jnp.sum(result), result
+
+        length = setting.levels.t.shape[0] - 1
+        z = jnp.zeros_like(mean), jnp.zeros((length, draws_of(row), *mean.shape))
+        (from_start, from_noise), result = jax.grad(end, (0, 1), has_aux=True)(*z)
+        return result, from_start**2 + jnp.sum(from_noise**2, axis=(0, 1))
+
+    return quick_jit(jax.vmap(moments, in_axes=(None, 0, 0, 0, None)))

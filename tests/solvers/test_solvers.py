@@ -41,6 +41,7 @@ class Row(NamedTuple):
       inversion: it walks from the clean end to the noisy one.
       learned_variance: it wants a denoiser that chooses the variance as well.
       from_pure_noise: it can start where alpha = 0.
+      differentiates: it takes the derivative of its schedule, which jumps at a table's steps.
       straight: what it holds over a step is constant for data that is a single point.
       settings: two values of each of its numbers that may be traced.
     """
@@ -54,6 +55,7 @@ class Row(NamedTuple):
     inversion: bool = False
     learned_variance: bool = False
     from_pure_noise: bool = True
+    differentiates: bool = False
     straight: bool = True
     settings: dict[str, tuple[float, float]] = {}  # noqa: RUF012
 
@@ -113,7 +115,7 @@ NAMED = {
     "unipc": flowing(3, "unipc"),
     "sa_solver": noisy(2, "sa_solver", settings={"tau": (0.5, 1.0)}),
     "lms": flowing(4, "lms", from_pure_noise=False),
-    "plms": flowing(2, "plms"),
+    "plms": flowing(2, lambda: solvers.plms()),
     "pndm": flowing(2, "pndm"),
     "ipndm": flowing(2, "ipndm"),
     "lcm": noisy(
@@ -122,8 +124,8 @@ NAMED = {
         settings={"fresh": (0.5, 1.0), "floor": (0.0, 0.002), "s_noise": (1.0, 1.1)},
     ),
     "tcd": noisy(None, "tcd", settings=ETA),
-    "euler_maruyama": noisy(1, "euler_maruyama", from_pure_noise=False),
-    "stochastic_heun": noisy(2, "stochastic_heun", from_pure_noise=False),
+    "euler_maruyama": noisy(1, "euler_maruyama", from_pure_noise=False, differentiates=True),
+    "stochastic_heun": noisy(2, "stochastic_heun", from_pure_noise=False, differentiates=True),
     "reverse_diffusion": noisy(1, "reverse_diffusion"),
     "predictor_corrector": noisy(None, corrected, stirs=True, settings={"snr": (0.05, 0.16)}),
     "annealed_langevin": noisy(
@@ -158,7 +160,7 @@ SOLVERS = {
     ),
     "deis in log-SNR": flowing(3, lambda: solvers.deis(3), from_pure_noise=False),
     "sa_solver without noise": flowing(2, partial(solvers.sa_solver, tau=0.0)),
-    "plms of v": flowing(1, partial(solvers.plms, slope="v"), straight=False),
+    "plms of v": flowing(1, lambda: solvers.plms(slope="v"), straight=False),
 }
 
 PLANE = exact.mixture([0.4, 0.6], [[-0.8, 0.3], [0.7, 0.1]], [0.1, 0.2])
@@ -168,6 +170,8 @@ KEYS = sample_keys(jax.random.key(0), jnp.arange(8))
 X = jax.random.normal(jax.random.key(1), (8, 2))
 TABLE = schedules.linear_betas(0.01, 0.4, num_steps=MAX_STEPS)
 traces: list[str] = []
+# these programs are large and their arrays small: without fusions XLA is done in half the time
+quick_jit = partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
 
 every_solver = pytest.mark.parametrize("name", SOLVERS)
 walkers = pytest.mark.parametrize("name", [n for n, row in SOLVERS.items() if not row.inversion])
@@ -210,7 +214,7 @@ def compiled(name):
     """One program for every grid up to MAX_STEPS, every mixture like PLANE and every number."""
     row = SOLVERS[name]
 
-    @jax.jit
+    @quick_jit
     def run(keys, x, distribution, levels, num_steps, settings, guidance_scale):
         traces.append(name)
         denoise = exact.denoiser(distribution)
