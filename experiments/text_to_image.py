@@ -301,6 +301,8 @@ def main() -> None:
     with told("loading"):
         parts = load_parts(args, folder)
     system = pipelines.make_system(parts)
+    if system.rate is not None:
+        raise ValueError(f"{args.model} makes videos or sounds; use experiments/generate.py")
     size = image_size(args, ratio, system)
     plan = make_steps(args, choose_scheduler(args, folder, parts), system, size)
     image = None if args.image is None else read_picture(args.image, size)

@@ -17,16 +17,21 @@ from diffjax.networks.functional import Params
 from diffjax.pipelines.stable_diffusion import unet_system
 from diffjax.pipelines.system import Codec, Inputs, System, kl_codec, texts_of
 from diffjax.pipelines.texts import tokenized
-from diffjax.pretrained import Components
+from diffjax.pretrained import Components, UnsupportedError
 
 
 def dance_diffusion(parts: Components) -> System:
     """Dance Diffusion: a UNet on waveforms, told nothing.
 
     `prepare()`
+
+    Raises:
+      UnsupportedError: the folder does not say how many samples make a second.
     """
     model, scheduler = parts.models["unet"], parts.schedulers["scheduler"]
     config = model.config
+    if config.sample_rate is None:
+        raise UnsupportedError("config.json: sample_rate is missing; it says how long a sound is")
 
     def prepare(prompts: None = None, negative: None = None, **sizes: int) -> list[Inputs]:
         if prompts is not None or negative is not None:
