@@ -1,9 +1,14 @@
 """Folders are rooms: who may import whom, and what `import diffjax` may load."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+import diffjax as dj
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,3 +72,11 @@ def test_import_of_diffjax_loads_nothing_heavy():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("room", ["solvers", "transforms"])
+def test_every_function_of_these_rooms_is_a_public_name(room):
+    module = importlib.import_module(f"diffjax.{room}")
+    functions = {name for name in module.__all__ if not name.isupper()}
+    assert functions <= set(dj.__all__)
+    assert all(getattr(dj, name) is getattr(module, name) for name in functions)
