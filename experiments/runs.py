@@ -22,6 +22,7 @@ from config import Config, DataConfig, load_config
 from diffjax import data
 from diffjax.core.learned_schedule import LearnedLogsnr
 from diffjax.networks import Functional, UNetConfig, classifier, unet
+from diffjax.networks.class_tokens import class_tokens
 from diffjax.training import ema_names, find_checkpoint, load_item, replicated
 
 CONFIG_FILE = "config.json"
@@ -100,7 +101,10 @@ def make_network(config: Config) -> Functional:
         return autoencoder_network(config.autoencoding)
     if config.task == "classify":
         return classifier(config.network)
-    network = unet(network_config(config))
+    shape = network_config(config)
+    # a context that no text fills is the class
+    told = shape.context is not None and config.text is None
+    network = class_tokens(shape) if told else unet(shape)
     diffusion = config.diffusion
     schedule = build("schedule", diffusion.schedule, SCHEDULES, num_steps=diffusion.num_train_steps)
     if not isinstance(schedule, LearnedLogsnr):

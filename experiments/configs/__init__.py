@@ -1,5 +1,6 @@
 """The configurations that train.py knows by name."""
 
+from configs.autoencoder_kl_f8 import autoencoder_kl_f4, autoencoder_kl_f8
 from configs.celeba64 import celeba64
 from configs.cifar10 import cifar10
 from configs.cifar10_ddpmpp import cifar10_ddpmpp, cifar10_ddpmpp_deep
@@ -16,6 +17,7 @@ from configs.digits_latent import digits_latent
 from configs.digits_ncsn import digits_ncsn
 from configs.digits_vp import digits_vp
 from configs.folder import folder
+from configs.ldm import ldm4_celebahq, ldm4_imagenet, ldm8_churches, ldm8_imagenet
 from configs.photos_autoencoder import photos_autoencoder
 from configs.photos_latent import photos_latent
 from configs.shapes_text import shapes_text
@@ -31,6 +33,12 @@ CONFIGS = {
     "digits_latent": digits_latent,
     "photos_autoencoder": photos_autoencoder,
     "photos_latent": photos_latent,
+    "autoencoder_kl_f8": autoencoder_kl_f8,
+    "autoencoder_kl_f4": autoencoder_kl_f4,
+    "ldm4_celebahq": ldm4_celebahq,
+    "ldm8_churches": ldm8_churches,
+    "ldm4_imagenet": ldm4_imagenet,
+    "ldm8_imagenet": ldm8_imagenet,
     "cifar10": cifar10,
     "cifar10_ncsnpp": cifar10_ncsnpp,
     "cifar10_ncsnpp_deep": cifar10_ncsnpp_deep,
