@@ -1,0 +1,120 @@
+"""Systems in diffusers' format with random weights, small enough to train in a test."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from diffjax.networks import unet
+from diffjax.networks.autoencoder_kl import AutoencoderKLConfig, autoencoder_kl
+from diffjax.networks.clip import CLIPTextConfig, clip_text
+from diffjax.networks.functional import Functional, Params, flatten, unflatten
+from diffjax.networks.unet_context import ContextConfig
+from diffjax.networks.unet_latent_presets import sd1_unet
+from diffjax.pretrained import save_model
+
+SIDE = 8  # of the images; their latents have half of it
+WORDS = ("a", "cat", "dog", "red", "blue", "circle")
+MARKS = ("<|startoftext|>", "<|endoftext|>")
+FEATURES = 8
+
+
+def save_stable_diffusion(folder: Path, *, xl: bool = False, prediction: str = "epsilon") -> Path:
+    """Write a tiny Stable Diffusion, or SDXL, into a new folder."""
+    encoders = ("", "_2") if xl else ("",)
+    added = {"added": "text_time", "added_features": FEATURES + 6 * 4, "time_id_features": 4}
+    context = ContextConfig(features=FEATURES * len(encoders), num_heads=2, **(added if xl else {}))
+    network = sd1_unet(
+        sample_size=SIDE // 2, block_out_channels=(8,), layers_per_block=1, num_groups=4,
+        attention=("transformer",), up_attention=("transformer",), context=context,
+        # what a folder of diffusers says in so many words
+        head_dim=2, mid_residual_scale=1.0, downsample=("conv",), upsample=("conv",),
+    )  # fmt: skip
+    vae = AutoencoderKLConfig(
+        sample_size=SIDE, block_out_channels=(8, 8), layers_per_block=1, num_groups=4,
+        attention=(False, False), up_attention=(False, False), mid_attention=False,
+    )  # fmt: skip
+    scheduler = {
+        "_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+        "beta_schedule": "scaled_linear", "prediction_type": prediction, "steps_offset": 1,
+        "clip_sample": False, "set_alpha_to_one": False,
+    }  # fmt: skip
+    parts = {"unet": (network, unet(network)), "vae": (vae, autoencoder_kl(vae))}
+    for end in encoders:
+        text = _text_config(projected=end == "_2")
+        parts[f"text_encoder{end}"] = (text, clip_text(text))
+        _save_tokenizer(folder / f"tokenizer{end}")
+    for number, (name, (config, made)) in enumerate(parts.items()):
+        save_model(folder / name, config, draw_params(made, number))
+    _write(folder / "scheduler" / "scheduler_config.json", scheduler)
+    _write(folder / "model_index.json", _index(parts, xl))
+    return folder
+
+
+def draw_params(network: Functional, seed: int) -> Params:
+    """Random params without compiling anything; none is zero but the biases."""
+    draw = np.random.default_rng(seed).normal
+    shapes = flatten(jax.eval_shape(network.init, jax.random.key(0)))
+
+    def leaf(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if name in ("bias", "scale"):
+            return np.full(shape, float(name == "scale"), np.float32)
+        return (draw(size=shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
+
+    return unflatten({path: leaf(path[-1], each.shape) for path, each in shapes.items()})
+
+
+def _text_config(projected: bool) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(_vocabulary()[0]), hidden_size=FEATURES, intermediate_size=16, num_layers=1,
+        num_heads=2, max_positions=16, eos_token=_vocabulary()[0][MARKS[1]],
+        projection_dim=FEATURES if projected else None,
+    )  # fmt: skip
+
+
+def _index(parts: dict, xl: bool) -> dict:
+    encoders = [name for name in parts if name.startswith("text_encoder")]
+    tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders]
+    projected = {"text_encoder_2": "CLIPTextModelWithProjection"}
+    return {
+        "_class_name": "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        **{name: ["transformers", projected.get(name, "CLIPTextModel")] for name in encoders},
+        **{name: ["transformers", "CLIPTokenizer"] for name in tokenizers},
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        **({} if xl else {"safety_checker": [None, None], "requires_safety_checker": False}),
+    }
+
+
+def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Letters, and the words as pairs that grow to them from the left."""
+    letters = [chr(i) for i in range(33, 127)]
+    tokens, merges = [*letters, *(f"{letter}</w>" for letter in letters)], []
+    for word in WORDS:
+        *pieces, last = word
+        grown = ""
+        for piece in [*pieces, f"{last}</w>"]:
+            if grown and grown + piece not in tokens:
+                merges.append((grown, piece))
+                tokens.append(grown + piece)
+            grown += piece
+    return {token: i for i, token in enumerate([*tokens, *MARKS])}, merges
+
+
+def _save_tokenizer(folder: Path) -> None:
+    vocabulary, merges = _vocabulary()
+    _write(folder / "vocab.json", vocabulary)
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+    notes = {"bos_token": MARKS[0], "eos_token": MARKS[1], "pad_token": MARKS[1]}
+    notes |= {"unk_token": MARKS[1], "model_max_length": 16, "tokenizer_class": "CLIPTokenizer"}
+    _write(folder / "tokenizer_config.json", notes)
+
+
+def _write(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
