@@ -10,6 +10,7 @@ from PIL import Image
 from diffjax import data
 from diffjax.data.captions import DALL_E_3, all_captions, mixed_captions
 from diffjax.data.shapes import HELD_OUT
+from diffjax.data.words import encode_words, train_words
 
 COUNT = 40
 EXAMPLES = [{"caption": f"short {i}", "long_caption": f"long {i}"} for i in range(COUNT)]
@@ -95,3 +96,11 @@ def test_the_long_caption_of_shapes_says_all_that_the_short_one_says_and_every_s
         groups = re.findall(r"(?:a|two|three) (?:small|large) (\w+) (circle|square|triangle)", long)
         assert len(groups) == len(source.scene(index).groups)
         assert (split == "held_out") == any(group in HELD_OUT for group in groups)
+
+
+def test_the_words_of_long_captions_of_shapes_fit_into_28_tokens():
+    source = data.shapes()
+    texts = [text for i in range(400) for text in all_captions(source[i], DALL_E_3)]
+    tokenizer = train_words(texts)
+    _, mask = encode_words(tokenizer, texts, 28)
+    assert mask.sum(axis=1).max() == 28

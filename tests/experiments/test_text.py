@@ -48,6 +48,17 @@ def test_a_text_encoder_is_trained_once_and_comes_back_from_its_files(run, monke
         np.testing.assert_array_equal(rows, other[name])
 
 
+@pytest.mark.slow
+def test_a_text_encoder_learns_the_words_of_both_captions_of_a_mixture(tmp_path):
+    config = dataclasses.replace(TINY, max_tokens=28)
+    encode = prepare_text(config, data.shapes(), tmp_path, seed=0, long_captions=0.95)
+    example = data.shapes()[0]
+    assert encode([example["caption"], example["long_caption"]])["context"].shape == (2, 28, 8)
+    short = prepare_text(config, data.shapes(), tmp_path / "short", seed=0)
+    with pytest.raises(ValueError, match="which this model was not trained on"):
+        short([example["long_caption"]])
+
+
 def test_texts_are_encoded_the_same_alone_and_together(run):
     _, encode = run
     texts = ["a blue square", "two small red circles left of a blue square", "a blue square"]
