@@ -22,6 +22,7 @@ from diffjax.pipelines.tasks import (
     walk,
 )
 from diffjax.pipelines.unclip import Unclip, enlarged, unclip, with_embedding
+from diffjax.pipelines.weaker import beside, perturbed_attention, without_attention_maps
 
 __all__ = [
     "SYSTEMS",
@@ -29,6 +30,7 @@ __all__ = [
     "Plan",
     "System",
     "Unclip",
+    "beside",
     "conditioning",
     "control_times",
     "denoiser",
@@ -38,6 +40,7 @@ __all__ = [
     "inpaint",
     "make_plan",
     "make_system",
+    "perturbed_attention",
     "start_noise",
     "steered",
     "txt2img",
@@ -48,4 +51,5 @@ __all__ = [
     "with_hole",
     "with_original",
     "with_small",
+    "without_attention_maps",
 ]

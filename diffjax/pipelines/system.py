@@ -43,6 +43,7 @@ class System(NamedTuple):
       size: (height, width) of the images that it was trained on.
       grid: (height, width, num_steps) -> options of the scheduler's `levels`.
       rate: frames or samples of a second of what it makes; None for images.
+      weaker: like `apply`, of a worse network that guidance leads away from; see `weaker.beside`.
     """
 
     parameterization: Parameterization
@@ -57,6 +58,7 @@ class System(NamedTuple):
     size: tuple[int, int]
     grid: Callable[[int, int, int], dict[str, Any]] = lambda height, width, num_steps: {}
     rate: float | None = None
+    weaker: Callable[..., Array] | None = None
 
 
 class Codec(NamedTuple):

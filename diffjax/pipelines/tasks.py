@@ -33,7 +33,7 @@ from diffjax.core.parameterizations import (
 from diffjax.core.sampling import OnStep, Solver, sample
 from diffjax.networks.functional import Params
 from diffjax.pipelines.system import Inputs, System
-from diffjax.transforms import guide, in_one_call, replace_known
+from diffjax.transforms import guide, in_one_call, one_by_one, replace_known
 
 # what the keys of draws before the first step are folded with; steps fold small numbers
 _START, _ENCODE = 2**30 + 1, 2**30 + 2
@@ -65,7 +65,7 @@ def walk(
       solver, levels: as in `sample`; a checkpoint's own come from its scheduler.
       guidance: from a denoiser for each of the conditions to one, such as
         `partial(classifier_free, guidance_scale=7.5)` for two; None for one condition, or for
-        solvers that guide on their own.
+        solvers that guide on their own. A system with a worse network gives it one more.
       on_step: as in `sample`.
 
     Returns:
@@ -100,10 +100,15 @@ def denoiser(
         guides on its own.
     """
     make: Any = make_learned_variance_denoiser if system.learned_variance else make_denoiser
-    estimates = in_one_call(partial(make, system.apply, params, system.parameterization), *told)
+    row = system.parameterization
+    of_system = in_one_call(partial(make, system.apply, params, row), *told)
+    others = [] if system.weaker is None else [make(system.weaker, params, row, **told[0])]
+    worse = one_by_one(*others)
+    estimates = lambda x, level: (*of_system(x, level), *worse(x, level))
     if guidance is not None:
         return guide(estimates, guidance)
-    return estimates if len(told) > 1 else lambda x, level: estimates(x, level)[0]
+    alone = len(told) + len(others) == 1
+    return (lambda x, level: estimates(x, level)[0]) if alone else estimates
 
 
 def txt2img(
