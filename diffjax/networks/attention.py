@@ -33,6 +33,9 @@ class Attention(nnx.Module):
       head_dim: features of each head; None for a single head.
       heads: their number; None for as many as make up `features`.
       context_features: of the context; None for attention of x to itself.
+      image_tokens: how many tokens at the end of the context are those of an image, with keys and
+        values of their own; what x finds there is added to what it finds in the rest.
+        Source: IP-Adapter, arXiv:2308.06721, equation 5.
       bias, out_bias: whether the projections to q, k and v, and the last one, have a bias.
       scale: of the logits; None for 1 / sqrt(head_dim).
       qk_norm: eps of an RMSNorm of the queries and keys of every head; None for none.
@@ -53,6 +56,7 @@ class Attention(nnx.Module):
         head_dim: int | None,
         heads: int | None = None,
         context_features: int | None = None,
+        image_tokens: int = 0,
         bias: bool = True,
         out_bias: bool = True,
         scale: float | None = None,
@@ -78,6 +82,10 @@ class Attention(nnx.Module):
         self.to_q = Linear(features, inner, bias=bias, rngs=rngs)
         self.to_k = Linear(context_features, inner, bias=bias, rngs=rngs)
         self.to_v = Linear(context_features, inner, bias=bias, rngs=rngs)
+        if image_tokens:
+            self.to_k_ip = Linear(context_features, inner, bias=False, rngs=rngs)
+            self.to_v_ip = Linear(context_features, inner, bias=False, rngs=rngs)
+        self.image_tokens = image_tokens
         self.norm_q = None if qk_norm is None else RMSNorm(head_dim, eps=qk_norm)
         self.norm_k = None if qk_norm is None else RMSNorm(head_dim, eps=qk_norm)
         if projected:
@@ -110,8 +118,14 @@ class Attention(nnx.Module):
             h = self.spatial_norm(h, z)  # type: ignore[arg-type]
         if self.group_norm is not None:
             h = self.group_norm(h)
+        image = None
+        if self.image_tokens and context is not None:
+            context, image = jnp.split(context, [context.shape[1] - self.image_tokens], axis=1)
         q, k, v = self.project(h.reshape(h.shape[0], -1, h.shape[-1]), context)
         h = v if self.identity else operations.attention(q, k, v, bias=bias, scale=self.scale)
+        if image is not None:
+            k, v = self._heads(self.to_k_ip, image), self._heads(self.to_v_ip, image)
+            h = h + operations.attention(q, k, v, scale=self.scale)
         h = self.merge(h).reshape(x.shape)
         return x + h if self.residual else h
 
@@ -119,13 +133,13 @@ class Attention(nnx.Module):
         """The queries [B, L, heads, head_dim], and keys and values [B, S, heads, head_dim]."""
         context = x if context is None else context
         sources = ((self.to_q, x), (self.to_k, context), (self.to_v, context))
-        q, k, v = (
-            project(tokens).reshape(*tokens.shape[:2], -1, self.head_dim)
-            for project, tokens in sources
-        )
+        q, k, v = (self._heads(project, tokens) for project, tokens in sources)
         if self.norm_q is not None and self.norm_k is not None:
             q, k = self.norm_q(q), self.norm_k(k)
         return q, k, v
+
+    def _heads(self, project: Linear, tokens: Array) -> Array:
+        return project(tokens).reshape(*tokens.shape[:2], -1, self.head_dim)
 
     def merge(self, mixed: Array) -> Array:
         """[B, L, heads, head_dim] -> [B, L, features], by the last projection if there is one."""

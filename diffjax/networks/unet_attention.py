@@ -110,6 +110,7 @@ class SpatialTransformer(nnx.Module):
       context_features: of the tokens of the context.
       num_groups: of the GroupNorm in front.
       linear: whether W_in and W_out are linear layers, and not 1-wide convolutions.
+      image_tokens: at the end of the context, see `Attention`.
       only_context: the first attention of each block sees the context too.
       identity: replace the first attention's maps by the identity, as in `SelfAttention`.
       remat: recompute each block in the backward pass.
@@ -126,6 +127,7 @@ class SpatialTransformer(nnx.Module):
         num_groups: int | None,
         linear: bool,
         dims: int,
+        image_tokens: int = 0,
         only_context: bool = False,
         identity: bool = False,
         remat: bool = False,
@@ -147,6 +149,7 @@ class SpatialTransformer(nnx.Module):
                 inner,
                 head_dim=channels // num_heads,
                 context_features=context_features,
+                image_tokens=image_tokens,
                 only_context=only_context,
                 identity=identity,
                 rngs=rngs,
@@ -175,6 +178,7 @@ def block_of_attentions(
     *,
     head_dim: int,
     context_features: int | None = None,
+    image_tokens: int = 0,
     only_context: bool = False,
     identity: bool = False,
     pos_embed: nnx.Module | None = None,
@@ -196,7 +200,7 @@ def block_of_attentions(
         lambda: LayerNorm(features, eps=EPS),
         attention(context_features if only_context else None, identity=identity),
         FeedForward(features, 4 * features, act="geglu", rngs=rngs),
-        attention(context_features),
+        attention(context_features, image_tokens=image_tokens),
         only_context=only_context,
         pos_embed=pos_embed,
     )

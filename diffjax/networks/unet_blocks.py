@@ -344,6 +344,7 @@ def _attentions(
         options |= {
             "num_heads": at_level(config.context.num_heads, level),
             "linear": config.context.linear_projection,
+            "image_tokens": config.context.image_tokens,
             "dims": config.spatial_dims,
             "remat": config.remat,
         }

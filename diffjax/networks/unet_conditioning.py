@@ -20,7 +20,7 @@ HINT_STAGES = ((16, 1), (16, 1), (32, 2), (32, 1), (96, 2), (96, 1), (256, 2), (
 class ImageTokens(nnx.Module):
     """An embedding of an image as several tokens, followed by those of a text where there is one.
 
-    Source: Kandinsky, arXiv:2310.03502, section 3.
+    Source: Kandinsky, arXiv:2310.03502, section 3; IP-Adapter, arXiv:2308.06721, section 3.2.1.
     """
 
     def __init__(

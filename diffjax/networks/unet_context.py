@@ -28,6 +28,8 @@ class ContextConfig:
       up_depth: the same on the way up; None as `depth`.
       linear_projection: whether linear layers lead into and out of a transformer, in the place of
         1-wide convolutions; another layout of the same weights.
+      image_tokens: how many tokens at the end of the context are those of an image, to which
+        transformers attend apart (IP-Adapter, arXiv:2308.06721).
       only_context: whether the first attention of a block sees the context as well as the second,
         and no other positions; for attention "extended", whether it sees the tokens alone. One for
         all levels, or one for each.
@@ -52,6 +54,7 @@ class ContextConfig:
     depth: int | tuple[int | tuple[int, ...], ...] = 1
     up_depth: int | tuple[int | tuple[int, ...], ...] | None = None
     linear_projection: bool = False
+    image_tokens: int = 0
     only_context: bool | tuple[bool, ...] = False
     mid_only_context: bool = False
     norm: str | None = None
