@@ -17,11 +17,21 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from diffjax.networks.functional import Functional, functional
+from diffjax.networks.functional import (
+    Functional,
+    Params,
+    flatten,
+    functional,
+    require_matching,
+    unflatten,
+)
 from diffjax.networks.layers import Conv
 from diffjax.networks.unet_config import UNetConfig
 from diffjax.networks.unet_encoder import Encoder, check_inputs, split_keys
 from diffjax.networks.unet_latent_presets import sd1_unet, sdxl_unet
+
+# what a UNet does not have
+_OWN = ("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,25 @@ def controlnet(config: ControlNetConfig) -> Functional:
     (6, (1, 4, 4, 8))
     """
     return functional(lambda rngs: ControlNet(config, rngs=rngs), param_dtype=config.param_dtype)
+
+
+def controlnet_from_unet(key: Array, config: ControlNetConfig, unet_params: Params) -> Params:
+    """Params of a ControlNet with which training begins: the way down of a UNet, zeros behind it.
+
+    Args:
+      key: of what the UNet does not have, the embedding of the picture.
+      config: its encoder is that of the UNet.
+      unet_params: of the UNet.
+
+    Raises:
+      ValueError: the UNet is not of that shape.
+    """
+    flat = flatten(controlnet(config).init(key))
+    given = flatten(unet_params)
+    wanted = {route: leaf.shape for route, leaf in flat.items() if route[0] not in _OWN}
+    there = {route: given[route] for route in wanted if route in given}
+    require_matching(there, wanted)
+    return unflatten({**flat, **there})
 
 
 class ControlNet(Encoder):
