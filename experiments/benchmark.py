@@ -11,14 +11,16 @@ one for each network and task:
     sample    deterministic DDIM from noise to images
     scan      gradients of 4 batches summed in a lax.scan, against 4 calls that each compute one;
               `ratio` well below 1 means that the compiler slows gradients down inside loops
-    overhead  the sampling loop around a network that costs nothing, against the same update
-              written out in a lax.scan; `ratio` near 1 means that the loop costs nothing
+    overhead  a row for each of several solvers: the sampling loop around a network that costs
+              nothing, against the same steps written by hand (bare_loops.py); `ratio` near 1
+              means that loop and solver cost nothing
 
 `median_s` is the time of one call, the median over `repeats` after two calls to warm up, apart
 from `trace_s` and `compile_s`. `flops` are those of the compiled program, which may need fewer
 than the formula (loops counted as often as they run); `program_bytes` is the memory that it needs
 at once, arguments included. Where two things are compared, `ratio` is the other's time over ours
-(above 1: ours is faster), of medians of calls that took turns in this one process.
+(above 1: ours is faster), of medians of calls that took turns in this one process, and `min_ratio`
+that of the shortest times, which other processes on the machine disturb less.
 
 Needs jax, flax, optax, chex and numpy alone.
 """
@@ -31,7 +33,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -41,6 +43,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
+from bare_loops import BARE, denoise, grid_of
 from config import Config
 from configs import CONFIGS
 from diffjax.core.grids import trailing
@@ -49,7 +52,7 @@ from diffjax.core.parameterizations import PARAMETERIZATIONS, make_denoiser
 from diffjax.core.sampling import initial_noise, sample
 from diffjax.core.schedules import SCHEDULES
 from diffjax.networks import Functional, count_parameters, unet
-from diffjax.solvers.ddim import ddim, ddim_update
+from diffjax.solvers.ddim import ddim
 from diffjax.training.state import init_train_state
 from diffjax.training.step import make_train_step
 from runs import image_shape
@@ -83,9 +86,10 @@ def main(arguments: list[str] | None = None) -> None:
             if task not in ("train", "sample") and name != options.networks[0]:
                 continue  # one network shows it
             say(f"{name} {task}")
-            row = {"network": name, "task": task, **TIMINGS[task](name, options, baseline)}
-            say("  " + ", ".join(f"{key} {show(value)}" for key, value in row.items()))
-            rows.append(row)
+            for timed in TIMINGS[task](name, options, baseline):
+                row = {"network": name, "task": task, **timed}
+                say("  " + ", ".join(f"{key} {show(value)}" for key, value in row.items()))
+                rows.append(row)
     result = {**environment(baseline), "arguments": vars(options), "rows": rows}
     print(json.dumps(result))
 
@@ -161,7 +165,7 @@ def environment(baseline: Any) -> Row:
     }
 
 
-def time_train(name: str, options: argparse.Namespace, baseline: Any) -> Row:
+def time_train(name: str, options: argparse.Namespace, baseline: Any) -> Iterator[Row]:
     """One training step on one device."""
     config, network, batch, key = problem(name, options)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-4))
@@ -182,10 +186,10 @@ def time_train(name: str, options: argparse.Namespace, baseline: Any) -> Row:
         require_same_size(parameters, baseline.count_parameters(other))
         runs["torch"] = baseline.train_step(config, other, size, options.dtype)
     times = take_turns(runs, options.repeats)
-    return describe(program, times, batch["x0"].shape, options, parameters, size)
+    yield describe(program, times, batch["x0"].shape, options, parameters, size)
 
 
-def time_sample(name: str, options: argparse.Namespace, baseline: Any) -> Row:
+def time_sample(name: str, options: argparse.Namespace, baseline: Any) -> Iterator[Row]:
     """A DDIM run of `--steps` steps."""
     config, network, batch, key = problem(name, options)
     params = network.init(jax.random.key(0))
@@ -196,8 +200,8 @@ def time_sample(name: str, options: argparse.Namespace, baseline: Any) -> Row:
 
     def generate(params, key, conditioning):
         x = initial_noise(key, shape, jax.tree.map(lambda leaf: leaf[0], levels))
-        denoise = make_denoiser(network.apply, params, prediction, **conditioning)
-        return sample(key, x, denoise, ddim(), levels)
+        trained = make_denoiser(network.apply, params, prediction, **conditioning)
+        return sample(key, x, trained, ddim(), levels)
 
     arguments = (params, key, batch)
     program = compile_program(jax.jit(generate), arguments, lambda run: run(*arguments))
@@ -209,10 +213,10 @@ def time_sample(name: str, options: argparse.Namespace, baseline: Any) -> Row:
         runs["torch"] = baseline.ddim_sampler(config, other, shape[0], options.dtype, levels)
     times = take_turns(runs, options.repeats)
     row = describe(program, times, shape, options, count_parameters(params), shape[0])
-    return {**row, "num_steps": options.steps}
+    yield {**row, "num_steps": options.steps}
 
 
-def time_scan(name: str, options: argparse.Namespace, baseline: Any) -> Row:
+def time_scan(name: str, options: argparse.Namespace, baseline: Any) -> Iterator[Row]:
     """Gradients inside a loop, against the same number of gradients outside."""
     config, network, batch, key = problem(name, options)
     params = network.init(jax.random.key(0))
@@ -234,42 +238,32 @@ def time_scan(name: str, options: argparse.Namespace, baseline: Any) -> Row:
     shape = batch["x0"].shape
     images = MICROBATCHES * shape[0]
     row = describe(looped, times, shape, options, count_parameters(params), images)
-    return {**row, "microbatches": MICROBATCHES}
+    yield {**row, "microbatches": MICROBATCHES}
 
 
-def time_overhead(name: str, options: argparse.Namespace, baseline: Any) -> Row:
-    """The sampling loop by itself, against the same update in a bare scan."""
+def time_overhead(name: str, options: argparse.Namespace, baseline: Any) -> Iterator[Row]:
+    """The sampling loop and its solver by themselves, against loops written by hand."""
     config, _, batch, key = problem(name, options)
-    schedule = SCHEDULES[config.diffusion.schedule]()
-    levels = schedule(trailing(options.steps, config.diffusion.num_train_steps))
+    levels = SCHEDULES[config.diffusion.schedule]()(
+        trailing(options.steps, config.diffusion.num_train_steps)
+    )
     shape = batch["x0"].shape
-    denoise = lambda x, level: level.alpha * x
-
-    def ours(key, x):
-        return sample(key, x, denoise, ddim(), levels)
-
-    def bare(key, x):
-        def step(x, pair):
-            current, next_ = pair
-            return ddim_update(x, denoise(x, current), None, current, next_), None
-
-        pairs = tuple(jax.tree.map(lambda leaf, part=part: leaf[part], levels)
-                      for part in (slice(None, -1), slice(1, None)))  # fmt: skip
-        return lax.scan(step, x, pairs)[0]
-
     x = jax.random.normal(key, shape)
     call = lambda run: run(key, x)
-    programs = {title: compile_program(jax.jit(function), (key, x), call)
-                for title, function in (("ours", ours), ("bare", bare))}  # fmt: skip
-    # so short that only many repeats tell the two apart
-    runs = {title: program.run for title, program in programs.items()}
-    times = take_turns(runs, 20 * options.repeats)
-    program = programs["ours"]._replace(flops=programs["ours"].flops * options.steps)
-    row = describe(program, times, shape, options, 0, shape[0])
-    return {**row, "num_steps": options.steps}
+    for solver, bare in BARE.items():
+        ours = lambda key, x, bare=bare: sample(key, x, denoise, bare.solver, levels)
+        programs = {title: compile_program(jax.jit(function), (key, x), call)
+                    for title, function in (("ours", ours), ("bare", bare.make(grid_of(levels))))
+                    }  # fmt: skip
+        # so short that only many repeats tell the two apart
+        runs = {title: program.run for title, program in programs.items()}
+        times = take_turns(runs, 20 * options.repeats)
+        program = programs["ours"]._replace(flops=programs["ours"].flops * options.steps)
+        row = describe(program, times, shape, options, 0, shape[0])
+        yield {**row, "solver": solver, "num_steps": options.steps}
 
 
-TIMINGS: dict[str, Callable[[str, argparse.Namespace, Any], Row]] = {
+TIMINGS: dict[str, Callable[[str, argparse.Namespace, Any], Iterator[Row]]] = {
     "train": time_train,
     "sample": time_sample,
     "scan": time_scan,
@@ -362,7 +356,7 @@ def describe(
     for title in times.keys() - {"ours"}:
         other = statistics.median(times[title])
         row |= {f"{title}_median_s": other, f"{title}_min_s": min(times[title]),
-                "ratio": other / median}  # fmt: skip
+                "ratio": other / median, "min_ratio": min(times[title]) / row["min_s"]}  # fmt: skip
     return row
 
 

@@ -94,6 +94,17 @@ def safe_sqrt(values: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, values, 1.0)), 0.0)
 
 
+def inverse_or_zero(values: Array) -> Array:
+    """1 / value, and 0, with the gradient 0, where it is 0.
+
+    >>> inverse_or_zero(jnp.array([0.0, 4.0])).tolist()
+    [0.0, 0.25]
+    """
+    # double where: the quotient of the untaken branch is infinite
+    there = values != 0
+    return jnp.where(there, 1.0 / jnp.where(there, values, 1.0), 0.0)
+
+
 def logsnr(level: NoiseLevel) -> Array:
     """Log signal-to-noise ratio, 2 log(alpha / sigma), in the shape of the level.
 

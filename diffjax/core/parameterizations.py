@@ -34,7 +34,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from diffjax.core.levels import NoiseLevel, expand, expand_level
+from diffjax.core.levels import NoiseLevel, expand, expand_level, inverse_or_zero
 from diffjax.core.schedules import Schedule, num_train_steps
 
 Denoiser = Callable[[Array, NoiseLevel], Array]
@@ -179,10 +179,9 @@ def estimate_eps(x: Array, clean: Array, level: NoiseLevel) -> Array:
     It is 0 at sigma = 0, where x holds no noise.
     """
     level = expand_level(level, x)
-    noisy = level.sigma > 0
-    # double where: the quotient of the untaken branch is 0 / 0
-    eps_ = (x - level.alpha * clean) / jnp.where(noisy, level.sigma, 1.0)
-    return jnp.where(noisy, eps_, 0.0)
+    # numbers first: as a quotient of arrays, chosen between, it is several times as slow on a CPU
+    inverse = inverse_or_zero(level.sigma)
+    return inverse * x - (inverse * level.alpha) * clean
 
 
 class LearnedVariance(NamedTuple):

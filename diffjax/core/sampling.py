@@ -33,10 +33,14 @@ class Solver(NamedTuple):
       step: (keys, x, state, denoise, current, next_) -> (x, state). `keys`: [B], one for each
         sample; `current` and `next_`: scalar levels, the second one the less noisy (the other way
         round for inversion).
+      plan: for speed, levels [N + 1] -> what the steps find out from levels alone, leaves
+        [N, ...]. Step i is then told entry i, `step(..., planned=entry)`, and need not find it out
+        inside the loop; it does when it is told nothing.
     """
 
     init: Callable[[Array], State]
     step: Callable[..., tuple[Array, State]]
+    plan: Callable[[NoiseLevel], Any] | None = None
 
 
 def stateless(step: Callable[..., Array]) -> Solver:
@@ -128,19 +132,25 @@ def sample(
         )
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def advance(i, x, state):
-        return _step(keys, i, x, state, denoise, solver, levels)
+    def advance(row, x, state):
+        return _step(keys, row, x, state, denoise, solver)
 
-    def body(i, carry):
-        x, state = advance(i, *carry)
+    def body(carry, row):
+        x, state = advance(row, *carry)
         if on_step is not None:
-            on_step(i, x)
-        return x, state
+            on_step(row.i, x)
+        return (x, state), None
 
+    rows = _rows(solver, levels)
     start = x, solver.init(x)
+    if segments == 1 and num_steps is None:
+        return lax.scan(body, start, rows)[0][0]
+
+    def body_at(i, carry):
+        return body(carry, jax.tree.map(lambda leaf: leaf[i], rows))[0]
+
     if segments == 1:
-        steps = length if num_steps is None else num_steps
-        return lax.fori_loop(0, steps, body, start)[0]
+        return lax.fori_loop(0, num_steps, body_at, start)[0]
     per_segment = -(-length // segments)
 
     @partial(jax.checkpoint, prevent_cse=False)
@@ -148,7 +158,7 @@ def sample(
         def within(j, carry):
             i = number * per_segment + j
             # the last segment may be longer than what is left
-            return lax.cond(i < length, partial(body, i), lambda carry: carry, carry)
+            return lax.cond(i < length, partial(body_at, i), lambda carry: carry, carry)
 
         return lax.fori_loop(0, per_segment, within, carry)
 
@@ -180,33 +190,49 @@ def trajectory(
 
     Arguments as in `sample`. The last entry of `x` is what `sample` returns.
     """
-    keys, x, levels, length = _check_start(key, x, levels)
+    keys, x, levels, _ = _check_start(key, x, levels)
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def advance(i, x, state):
+    def advance(row, x, state):
         estimates = []
 
         def recording(x, level):
             estimates.append(denoise(x, level))
             return estimates[-1]
 
-        x, state = _step(keys, i, x, state, recording, solver, levels)
+        x, state = _step(keys, row, x, state, recording, solver)
         # a LearnedVariance holds more than the estimate
         return x, state, getattr(estimates[0], "x0", estimates[0])
 
-    def body(carry, i):
-        x, state, x0 = advance(i, *carry)
+    def body(carry, row):
+        x, state, x0 = advance(row, *carry)
         if on_step is not None:
-            on_step(i, x)
+            on_step(row.i, x)
         return (x, state), (x, x0)
 
-    _, (xs, x0s) = lax.scan(body, (x, solver.init(x)), jnp.arange(length))
+    _, (xs, x0s) = lax.scan(body, (x, solver.init(x)), _rows(solver, levels))
     return Trajectory(jnp.concatenate([x[None], xs]), x0s)
 
 
-def _step(keys, i, x, state, denoise, solver, levels):
-    current, next_ = (jax.tree.map(lambda leaf, at=at: leaf[at], levels) for at in (i, i + 1))
-    return solver.step(fold_in_each(keys, i), x, state, denoise, current, next_)
+class _Row(NamedTuple):
+    """What belongs to one step, or with leaves [N, ...] to each of them."""
+
+    i: Array
+    current: NoiseLevel
+    next_: NoiseLevel
+    planned: dict[str, Any]
+
+
+def _rows(solver: Solver, levels: NoiseLevel) -> _Row:
+    current, next_ = (jax.tree.map(lambda leaf, part=part: leaf[part], levels)
+                      for part in (slice(None, -1), slice(1, None)))  # fmt: skip
+    planned = {} if solver.plan is None else {"planned": solver.plan(levels)}
+    return _Row(jnp.arange(len(levels.sigma) - 1), current, next_, planned)
+
+
+def _step(keys, row: _Row, x, state, denoise, solver: Solver):
+    keys = fold_in_each(keys, row.i)
+    return solver.step(keys, x, state, denoise, row.current, row.next_, **row.planned)
 
 
 def pad_levels(levels: NoiseLevel, num_steps: int) -> NoiseLevel:

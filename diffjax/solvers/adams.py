@@ -16,6 +16,8 @@ Sources: LMS as in github.com/crowsonkb/k-diffusion; PNDM, arXiv:2202.09778, Eqs
 Algorithm 2; iPNDM: DEIS, arXiv:2204.13902, Appendix.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -25,14 +27,15 @@ from diffjax.core.sampling import Solver
 from diffjax.core.schedules import Schedule
 from diffjax.solvers.ddim import ddim_update
 from diffjax.solvers.exponential import (
-    History,
+    Interval,
     Transfer,
-    empty_history,
     exact,
-    extrapolate,
-    remember,
+    extrapolated,
+    node_weights,
     usable_order,
+    weighted,
 )
+from diffjax.solvers.window import Window, start_of, windowed
 
 SLOPES = ("eps", "v")
 
@@ -62,16 +65,30 @@ def lms(order: int = 4) -> Solver:
     """
     _check_order(order)
 
-    def step(keys, x, history, denoise, current, next_):
-        value = estimate_eps(x, denoise(x, current), current)
-        ratio = current.sigma / current.alpha
-        length = next_.sigma / next_.alpha - ratio
-        used = usable_order(history, ratio, jnp.array(True))
-        row = slope_transfer(current, next_, "eps")
-        x = row.keep * x + extrapolate(value, history, ratio, length, row, exact, used)
-        return x, remember(history, value, ratio, jnp.array(True))
+    def in_ratio(window: Window) -> Interval:
+        row = slope_transfer(start_of(window), window.next_, "eps")
+        ratios = window.starts.sigma / window.starts.alpha
+        return _interval(ratios, window.next_.sigma / window.next_.alpha - ratios[0], row)
 
-    return Solver(lambda x: empty_history(x, order - 1), step)
+    return extrapolated(order, in_ratio, estimate_eps)
+
+
+def _interval(places: Array, length: Array, row: Transfer) -> Interval:
+    """A step in a coordinate that is finite everywhere."""
+    everywhere = jnp.ones(places.shape, bool)
+    return Interval(places, everywhere, everywhere[0], length, row, exact)
+
+
+class Change(NamedTuple):
+    """What PLMS adds to a step of DDIM.
+
+    Attributes:
+      weights: of the slopes, newest first.
+      starting: whether the step takes more calls of the network instead.
+    """
+
+    weights: list[Array]
+    starting: Array
 
 
 STARTS = {"one_call": 0, "two_calls": 1, "runge_kutta": 3}  # name -> steps that it takes
@@ -110,37 +127,41 @@ def plms(
     if start == "runge_kutta" and schedule is None:
         raise ValueError("start='runge_kutta' needs the schedule, for levels between the grid's.")
 
-    def step(keys, x, history: History, denoise, current, next_):
-        x0 = denoise(x, current)
-        value = _slope_of(x, x0, current, slope)
+    def coefficients(window: Window) -> Change:
+        current, next_ = start_of(window), window.next_
         row = slope_transfer(current, next_, slope)
         # equal distances: the steps are counted
-        position = -history.count.astype(x.dtype)
-        used = usable_order(history, position, jnp.array(True))
-        mean = extrapolate(value, history, position, -jnp.ones_like(position), row, exact, used)
-
-        def two_calls():
-            ahead = _slope(row.keep * x + row.gain * value, denoise, next_, slope)
-            return 0.5 * row.gain * (value + ahead)
-
-        def runge_kutta():
-            return row.gain * _runge_kutta(x, value, denoise, schedule, current, next_, slope)
-
-        if start != "one_call":
-            # a call at clean data would learn nothing, from pure noise the slope is not used
-            starting = (history.count < STARTS[start]) & (next_.sigma > 0) & (current.alpha > 0)
-            more_calls = two_calls if start == "two_calls" else runge_kutta
-            mean = lax.cond(starting, more_calls, lambda: mean)
+        places = -jnp.arange(order, dtype=row.keep.dtype)
+        interval = _interval(places, jnp.ones_like(row.keep), row)
+        first, *others = node_weights(interval, usable_order(interval, window.count))
+        weights = [first - row.gain, *others]
         if slope == "eps":
-            # the same, written around DDIM's step: near pure noise, where keep and gain are large,
-            # x and eps would cancel, and at alpha = 0 only the denoiser knows x0
-            change = jnp.where(current.alpha > 0, mean - row.gain * value, 0.0)
-            moved = ddim_update(x, x0, None, current, next_) + change
-        else:
-            moved = row.keep * x + mean
-        return moved, remember(history, value, position, jnp.array(True))
+            # only the denoiser knows x0 at alpha = 0
+            weights = [jnp.where(current.alpha > 0, weight, 0.0) for weight in weights]
+        # a call at clean data would learn nothing, from pure noise the slope is not used
+        starting = (window.count < STARTS[start]) & (next_.sigma > 0) & (current.alpha > 0)
+        return Change(weights, starting)
 
-    return Solver(lambda x: empty_history(x, order - 1), step)
+    def advance(keys, x, before, denoise, current, next_, planned: Change):
+        x0 = denoise(x, current)
+        slopes = [_slope_of(x, x0, current, slope), *before]
+
+        def more_calls():
+            row = slope_transfer(current, next_, slope)
+            if start == "two_calls":
+                ahead = _slope(row.keep * x + row.gain * slopes[0], denoise, next_, slope)
+                return 0.5 * row.gain * (ahead - slopes[0])
+            mean = _runge_kutta(x, slopes[0], denoise, schedule, current, next_, slope)
+            return row.gain * (mean - slopes[0])
+
+        change = weighted(planned.weights, slopes)
+        if start != "one_call":
+            change = lax.cond(planned.starting, more_calls, lambda: change)
+        # written around DDIM's step: near pure noise, where keep and gain are large, x and the
+        # slopes would cancel
+        return ddim_update(x, x0, None, current, next_) + change, slopes[: order - 1]
+
+    return windowed(order - 1, coefficients, lambda x: [jnp.zeros_like(x)] * (order - 1), advance)
 
 
 def ipndm(order: int = 4, *, slope: str = "eps") -> Solver:

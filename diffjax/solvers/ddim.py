@@ -15,7 +15,13 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffjax.core.keys import Normal, normal_each
-from diffjax.core.levels import NoiseLevel, expand_level, reverse_variances, safe_sqrt
+from diffjax.core.levels import (
+    NoiseLevel,
+    expand_level,
+    inverse_or_zero,
+    reverse_variances,
+    safe_sqrt,
+)
 from diffjax.core.parameterizations import estimate_eps
 from diffjax.core.sampling import Solver, stateless
 
@@ -44,13 +50,18 @@ def ddim_update(
       [B, ...] at `next_`, float32.
     """
     current, next_ = expand_level(current, x), expand_level(next_, x)
-    eps = estimate_eps(x, x0, current) if eps is None else eps
-    if noise is None:
-        return next_.alpha * x0 + next_.sigma * eps
-    # as a product with eta: the gradient of sqrt(eta^2) would be NaN at 0
-    std = eta * safe_sqrt(reverse_variances(current, next_)[0])
-    direction = safe_sqrt((next_.sigma - std) * (next_.sigma + std))
-    return next_.alpha * x0 + direction * eps + std * noise
+    direction, std = next_.sigma, 0.0
+    if noise is not None:
+        # as a product with eta: the gradient of sqrt(eta^2) would be NaN at 0
+        std = eta * safe_sqrt(reverse_variances(current, next_)[0])
+        direction = safe_sqrt((next_.sigma - std) * (next_.sigma + std))
+    if eps is not None:
+        moved = next_.alpha * x0 + direction * eps
+    else:
+        # the same with eps = (x - alpha x0) / sigma, in one multiplication for each array
+        keep = direction * inverse_or_zero(current.sigma)
+        moved = keep * x + (next_.alpha - keep * current.alpha) * x0
+    return moved if noise is None else moved + std * noise
 
 
 def ddim(
@@ -76,7 +87,7 @@ def ddim(
     def step(keys, x, denoise, current, next_):
         noise = None if deterministic else normal(keys, x.shape[1:], x.dtype)
         x0 = denoise(x, current)
-        eps = estimate_eps(x, x0, current)
+        eps = None if limit is None else estimate_eps(x, x0, current)
         x0 = x0 if limit is None else limit(x0)
         return ddim_update(x, x0, noise, current, next_, eta=eta, eps=eps)
 

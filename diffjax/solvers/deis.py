@@ -25,14 +25,8 @@ from diffjax.core.parameterizations import estimate_eps
 from diffjax.core.sampling import Solver
 from diffjax.core.schedules import Schedule
 from diffjax.solvers.adams import slope_transfer
-from diffjax.solvers.exponential import (
-    Rule,
-    empty_history,
-    extrapolate,
-    multistep,
-    remember,
-    usable_order,
-)
+from diffjax.solvers.exponential import Interval, Rule, extrapolated, multistep
+from diffjax.solvers.window import Window, start_of
 
 # Gauss-Legendre on [0, 1]; rho is smooth within a step, but for its square root at clean data
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(12)
@@ -76,21 +70,17 @@ def deis(
     _check_order(order)
     if schedule is None:
         return multistep(order, predict="eps", orders=orders)
-    limits = None if orders is None else jnp.asarray(orders, jnp.int32)
 
-    def step(keys, x, history, denoise, current, next_):
-        value = estimate_eps(x, denoise(x, current), current)
-        t = jnp.asarray(time_of(schedule, current), x.dtype)
-        length = time_of(schedule, next_) - t
-        used = usable_order(history, t, next_.sigma > 0)
-        if limits is not None:
-            used = jnp.minimum(used, limits[history.count])
-        row = slope_transfer(current, next_, "eps")
-        rule = _along(schedule, current, next_, order)
-        x = row.keep * x + extrapolate(value, history, t, length, row, rule, used)
-        return x, remember(history, value, t, jnp.array(True))
+    def in_time(window: Window) -> Interval:
+        current = start_of(window)
+        times = jnp.asarray(time_of(schedule, window.starts), window.starts.sigma.dtype)
+        length = time_of(schedule, window.next_) - times[0]
+        row = slope_transfer(current, window.next_, "eps")
+        rule = _along(schedule, current, window.next_, order)
+        everywhere = jnp.ones(times.shape, bool)
+        return Interval(times, everywhere, window.next_.sigma > 0, length, row, rule)
 
-    return Solver(lambda x: empty_history(x, order - 1), step)
+    return extrapolated(order, in_time, estimate_eps, orders=orders)
 
 
 def _along(schedule: Schedule, current: NoiseLevel, next_: NoiseLevel, count: int) -> Rule:

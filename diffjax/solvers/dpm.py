@@ -22,14 +22,15 @@ from diffjax.core.sampling import Solver
 from diffjax.solvers.exponential import (
     PREDICTIONS,
     RULES,
-    History,
+    Interval,
     Rule,
     at_an_end,
     estimate,
-    extrapolate,
     half_logsnr,
     multistep,
+    node_weights,
     transfer,
+    weighted,
 )
 
 
@@ -168,13 +169,15 @@ def dpm_singlestep(
         distinct = newest != lambda_
         both = distinct & (oldest != newest) & (oldest != lambda_)
         used = jnp.minimum(used, 1 + distinct.astype(jnp.int32) + both.astype(jnp.int32))
-        history = History(block.count, block.later, block.lambdas, jnp.ones(2, bool))
-        arguments = block.value, history, lambda_, h, row
-        mean = extrapolate(*arguments, RULES[rule], used)
+        places = jnp.stack([lambda_, newest, oldest])
+        everywhere = jnp.ones(3, bool)
+        interval = Interval(places, everywhere, everywhere[0], h, row, RULES[rule])
+        weights = node_weights(interval, used)
         if order == 3 and rule == "midpoint":
             # the slope between the block's first and newest estimates, without the one between
-            mean = jnp.where(used == 3, extrapolate(*arguments, RULES["exact"], jnp.array(2)), mean)
-        x = row.keep * block.x + mean
+            line = node_weights(interval._replace(rule=RULES["exact"]), jnp.array(2))
+            weights = [jnp.where(used == 3, a, b) for a, b in zip(line, weights)]
+        x = row.keep * block.x + weighted(weights, [block.value, *block.later])
         if stochastic:
             x = x + row.spread * normal(keys, x.shape[1:], x.dtype)
         return x, block._replace(count=block.count + 1)

@@ -20,6 +20,7 @@ SA-Solver, arXiv:2309.05019, Proposition 4.2.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from diffjax.core.keys import Normal, normal_each
 from diffjax.core.levels import NoiseLevel, safe_sqrt
 from diffjax.core.parameterizations import estimate_eps
 from diffjax.core.sampling import Solver
+from diffjax.solvers.window import Window, start_of, windowed
 
 # (h, [M_0 / M_0, M_1 / M_0, ...]) -> the same list, as a solver approximates it
 Rule = Callable[[Array, list[Array]], list[Array]]
@@ -150,110 +152,157 @@ def midpoint(h: Array, means: list[Array]) -> list[Array]:
 RULES: dict[str, Rule] = {"exact": exact, "midpoint": midpoint}
 
 
-def node_weights(nodes: Sequence[Array], step: Transfer, rule: Rule) -> list[Array]:
-    """The weight of the estimate at each node: the integral of its Lagrange polynomial.
-
-    Args:
-      nodes: positions (lambda - lambda_t) / h of the estimates.
-      step: the row of the table.
-      rule: how the moments are approximated.
-    """
-    values = moments(step.exponent, len(nodes))
-    means = rule(step.exponent, [value / values[0] for value in values])
-    return [step.gain * sum(c * m for c, m in zip(row, means)) for row in lagrange(nodes)]
-
-
-class History(NamedTuple):
-    """Estimates of the steps before, newest first.
+class Interval(NamedTuple):
+    """One step in the coordinate in which estimates are extrapolated.
 
     Attributes:
-      count: steps taken so far, int32.
-      estimates: [p, B, ...] with p = order - 1.
-      positions: [p] where they were made: lambda, or another coordinate.
-      finite: [p] whether that is finite.
+      places: [p + 1] where the estimates were made, that of this step first.
+      finite: [p + 1] whether those places are.
+      inner: whether the end of the step is finite; otherwise the step has order 1.
+      length: h, of the step.
+      row: its coefficients for a constant estimate.
+      rule: how the polynomial is integrated.
     """
 
-    count: Array
-    estimates: Array
-    positions: Array
+    places: Array
     finite: Array
+    inner: Array
+    length: Array
+    row: Transfer
+    rule: Rule
 
 
-def empty_history(x: Array, length: int) -> History:
-    """No steps taken: room for `length` estimates."""
-    return History(
-        jnp.zeros((), jnp.int32),
-        jnp.zeros((length, *x.shape), x.dtype),
-        jnp.zeros((length,), x.dtype),
-        jnp.zeros((length,), bool),
-    )
+# the coordinate of a method: what a step is in it
+Coordinate = Callable[[Window], Interval]
 
 
-def remember(history: History, value: Array, position: Array, finite: Array) -> History:
-    """The history after one more step, the oldest estimate forgotten."""
+def in_logsnr(
+    predict: str, rule: Rule, tau: Callable[[NoiseLevel], ArrayLike] = lambda level: 0.0
+) -> Coordinate:
+    """Polynomials in lambda, for the integrals of this module."""
 
-    def push(new, old):
-        return jnp.concatenate([jnp.asarray(new, old.dtype)[None], old])[: len(old)]
+    def interval(window: Window) -> Interval:
+        current = start_of(window)
+        lambdas = half_logsnr(window.starts)
+        length = half_logsnr(window.next_) - lambdas[0]
+        row = transfer(current, window.next_, predict, tau(current))
+        inner = ~at_an_end(window.next_)
+        return Interval(lambdas, ~at_an_end(window.starts), inner, length, row, rule)
 
-    return History(
-        history.count + 1,
-        push(value, history.estimates),
-        push(position, history.positions),
-        push(finite, history.finite),
-    )
+    return interval
 
 
-def usable_order(history: History, position: Array, finite: Array) -> Array:
+def usable_order(interval: Interval, count: Array) -> Array:
     """The highest order of a step: 1 + the number of estimates before, at distinct finite places.
 
     Args:
-      history: estimates before the step.
-      position: of its start.
-      finite: whether the step neither starts nor ends at infinity; its order is 1 otherwise.
+      interval: the step.
+      count: steps taken before it.
     """
-    positions = jnp.concatenate([jnp.asarray(position)[None], history.positions])
-    good = history.finite & (jnp.diff(positions) != 0)
-    number = jnp.sum(jnp.cumprod(good.astype(jnp.int32)), dtype=jnp.int32)
-    return jnp.where(finite, 1 + number, 1)
+    there = jnp.arange(len(interval.places) - 1) < count
+    good = there & interval.finite[1:] & (jnp.diff(interval.places) != 0)
+    order, unbroken = jnp.int32(1), interval.inner & interval.finite[0]
+    for each in good:
+        unbroken = unbroken & each
+        order = order + unbroken
+    return order
 
 
-def extrapolate(
-    value: Array,
-    history: History,
-    position: Array,
-    h: Array,
-    step: Transfer,
-    rule: Rule,
-    order: Array,
-    *,
-    ahead: Array | None = None,
-) -> Array:
-    """The integral of the polynomial through the newest estimates.
+def node_weights(interval: Interval, order: Array, *, ahead: bool = False) -> list[Array]:
+    """The weight of each estimate: the integral of the Lagrange polynomial of its place.
 
     Args:
-      value: [B, ...] the estimate at the start of the step.
-      history: estimates before it.
-      position, h: where the step starts, and its length, in the history's coordinate.
-      step, rule: see `node_weights`.
-      order: number of nodes used from `value` back, 1 .. 1 + len(history), traced.
-      ahead: [B, ...] an estimate at the end of the step, for correctors; one node more, with which
-        `order` may be 0.
+      interval: the step.
+      order: number of places used from the start of the step back, 1 .. p + 1, traced.
+      ahead: whether there is an estimate at the end of the step too, for correctors; its weight
+        comes first, and `order` may be 0.
+
+    Returns:
+      p + 1 scalars, or p + 2; those of estimates that are not used are 0.
     """
-    length = len(history.positions)
+    start, h = interval.places[0], interval.length
     # placeholders keep finite what is not used: weights of estimates that are not there, and all
     # of them when the two levels are equal
-    ranks = jnp.arange(length)
-    distance = (history.positions - position) / jnp.where(h == 0, 1.0, h)
-    positions = jnp.where((ranks < order - 1) & (h != 0), distance, -1.0 - ranks)
-    extra = [] if ahead is None else [jnp.ones_like(h)]
-    nodes = [*extra, jnp.zeros_like(h), *positions]
-    table = []
+    ranks = jnp.arange(len(interval.places) - 1)
+    distance = (interval.places[1:] - start) / jnp.where(h == 0, 1.0, h)
+    before = jnp.where((ranks < order - 1) & (h != 0), distance, -1.0 - ranks)
+    nodes = [*([jnp.ones_like(h)] if ahead else []), jnp.zeros_like(h), *before]
+    used = order + ahead
+    result = [jnp.zeros_like(h)] * len(nodes)
     for count in range(1, len(nodes) + 1):
-        weights = node_weights(nodes[:count], step, rule)
-        table.append(jnp.stack([*weights, *[jnp.zeros_like(h)] * (len(nodes) - count)]))
-    weights = jnp.stack(table)[order + len(extra) - 1]
-    values = [*([] if ahead is None else [ahead]), value, *history.estimates]
-    return sum((weight * each for weight, each in zip(weights, values)), jnp.zeros_like(value))
+        integrals = _integrals(nodes[:count], interval)
+        for k, integral in enumerate(integrals):
+            result[k] = jnp.where(used == count, integral, result[k])
+    return result
+
+
+def _integrals(nodes: Sequence[Array], interval: Interval) -> list[Array]:
+    values = moments(interval.row.exponent, len(nodes))
+    means = interval.rule(interval.row.exponent, [value / values[0] for value in values])
+    return [interval.row.gain * sum(c * m for c, m in zip(row, means)) for row in lagrange(nodes)]
+
+
+class Coefficients(NamedTuple):
+    """What a multistep solver multiplies with in one step.
+
+    Attributes:
+      keep: factor of x.
+      weights: of the estimates, newest first.
+      spread: factor of the noise.
+    """
+
+    keep: Array
+    weights: list[Array]
+    spread: Array
+
+
+def weighted(weights: Sequence[Array], estimates: Sequence[Array]) -> Array:
+    """The sum of estimates, each times its weight."""
+    terms = [weight * each for weight, each in zip(weights, estimates)]
+    return reduce(jnp.add, terms)
+
+
+def limited(order: Array, orders: Array | None, count: Array) -> Array:
+    """The order of a step, not above the limit that was given for it."""
+    return order if orders is None else jnp.minimum(order, orders[count])
+
+
+def extrapolated(
+    order: int,
+    coordinate: Coordinate,
+    value_of: Callable[[Array, Array, NoiseLevel], Array],
+    *,
+    orders: np.ndarray | Array | None = None,
+    normal: Normal | None = None,
+) -> Solver:
+    """Extrapolate the estimates of the last `order` steps over the next: one call in each step.
+
+    Args:
+      order: number of estimates, 1 or more.
+      coordinate: in which they lie on a polynomial.
+      value_of: (x, x0, level) -> what is extrapolated.
+      orders: [num_steps] upper limits of the order of each step.
+      normal: how noise is drawn, for methods that add noise.
+    """
+    limits = None if orders is None else jnp.asarray(orders, jnp.int32)
+
+    def coefficients(window: Window) -> Coefficients:
+        interval = coordinate(window)
+        used = limited(usable_order(interval, window.count), limits, window.count)
+        row = interval.row
+        return Coefficients(row.keep, node_weights(interval, used), row.spread)
+
+    def start(x):
+        return [jnp.zeros_like(x)] * (order - 1)
+
+    def advance(keys, x, before, denoise, current, next_, row: Coefficients):
+        estimates = [value_of(x, denoise(x, current), current), *before]
+        x = row.keep * x + weighted(row.weights, estimates)
+        if normal is not None:
+            x = x + row.spread * normal(keys, x.shape[1:], x.dtype)
+        return x, estimates[: order - 1]
+
+    return windowed(order - 1, coefficients, start, advance)
 
 
 def multistep(
@@ -265,11 +314,10 @@ def multistep(
     orders: np.ndarray | Array | None = None,
     normal: Normal = normal_each,
 ) -> Solver:
-    """Extrapolate the estimates of the last `order` steps over the next: one call in each step.
+    """Multistep solvers in log-SNR: DPM-Solver's forms and exponential Adams-Bashforth.
 
-    The common engine of DPM-Solver's multistep forms, DEIS and exponential Adams-Bashforth. The
-    first steps have the order that the estimates so far allow, and a step to clean data has order
-    1, which is exact there.
+    The first steps have the order that the estimates so far allow, and a step to clean data has
+    order 1, which is exact there.
 
     Args:
       order: number of estimates, 1 or more.
@@ -281,23 +329,10 @@ def multistep(
     """
     if predict not in PREDICTIONS:
         raise ValueError(f"predict is {predict!r}; it must be 'x0' or 'eps'.")
-    limits = None if orders is None else jnp.asarray(orders, jnp.int32)
-
-    def init(x: Array) -> History:
-        return empty_history(x, order - 1)
-
-    def step(keys, x, history, denoise, current, next_):
-        value = estimate(predict, x, denoise(x, current), current)
-        lambda_ = half_logsnr(current)
-        finite = ~at_an_end(current)
-        used = usable_order(history, lambda_, finite & ~at_an_end(next_))
-        if limits is not None:
-            used = jnp.minimum(used, limits[history.count])
-        row = transfer(current, next_, predict, tau)
-        h = half_logsnr(next_) - lambda_
-        x = row.keep * x + extrapolate(value, history, lambda_, h, row, rule, used)
-        if tau:
-            x = x + row.spread * normal(keys, x.shape[1:], x.dtype)
-        return x, remember(history, value, lambda_, finite)
-
-    return Solver(init, step)
+    return extrapolated(
+        order,
+        in_logsnr(predict, rule, lambda level: tau),
+        partial(estimate, predict),
+        orders=orders,
+        normal=normal if tau else None,
+    )

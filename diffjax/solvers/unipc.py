@@ -24,20 +24,18 @@ from diffjax.core.levels import NoiseLevel
 from diffjax.core.sampling import Solver
 from diffjax.solvers.exponential import (
     PREDICTIONS,
-    History,
+    Coefficients,
     Rule,
-    Transfer,
-    at_an_end,
-    empty_history,
     estimate,
-    extrapolate,
-    half_logsnr,
+    in_logsnr,
+    limited,
     midpoint,
     moments,
-    remember,
-    transfer,
+    node_weights,
     usable_order,
+    weighted,
 )
+from diffjax.solvers.window import Window, step_before, windowed
 
 
 def bh1(exponent: Array, means: list[Array]) -> list[Array]:
@@ -48,22 +46,17 @@ def bh1(exponent: Array, means: list[Array]) -> list[Array]:
 VARIANTS: dict[str, Rule] = {"bh1": bh1, "bh2": midpoint}
 
 
-class Taken(NamedTuple):
-    """What a step leaves for its own correction, and for the steps after it.
+class Corrected(NamedTuple):
+    """What a step multiplies with.
 
     Attributes:
-      history: estimates at the starts of the steps so far.
-      base: [B, ...] the part of the step that is not integrated, keep x + spread z.
-      row: the coefficients of the step.
-      h: its length.
-      order: estimates that its corrector may use besides that at its end; -1 for no correction.
+      change: weights of what the corrector adds to the step before, that of the estimate at its
+        end first.
+      row: coefficients of the step itself.
     """
 
-    history: History
-    base: Array
-    row: Transfer
-    h: Array
-    order: Array
+    change: list[Array]
+    row: Coefficients
 
 
 def corrected_multistep(
@@ -94,56 +87,40 @@ def corrected_multistep(
         raise ValueError(f"predict is {predict!r}; it must be 'x0' or 'eps'.")
     limits = None if orders is None else jnp.asarray(orders, jnp.int32)
     wanted = None if correct is None else jnp.asarray(correct, bool)
-    length = max(predictor - 1, corrector, 1)
+    coordinate = in_logsnr(predict, rule, (lambda level: 0.0) if tau is None else tau)
+    # the corrector takes the predictor's part back
+    length = max(predictor, corrector) if corrector >= 0 else predictor - 1
 
-    def init(x: Array) -> Taken:
-        zero = jnp.zeros((), x.dtype)
-        row = Transfer(zero, zero, zero, zero)
-        return Taken(empty_history(x, length), x, row, zero, jnp.full((), -1, jnp.int32))
+    def coefficients(window: Window) -> Corrected:
+        interval = coordinate(window)
+        used = limited(usable_order(interval, window.count), limits, window.count)
+        weights = node_weights(interval, jnp.minimum(used, predictor))[:predictor]
+        change = change_of(step_before(window)) if corrector >= 0 else []
+        return Corrected(change, Coefficients(interval.row.keep, weights, interval.row.spread))
 
-    def corrected(x: Array, value: Array, taken: Taken) -> Array:
-        history = taken.history
-        before = _older(history, 1, max(corrector, 1))
-        mean = extrapolate(
-            history.estimates[0],
-            before,
-            history.positions[0],
-            taken.h,
-            taken.row,
-            rule,
-            jnp.maximum(taken.order, 0),
-            ahead=value,
-        )
-        return jnp.where(taken.order >= 0, taken.base + mean, x)
+    def change_of(window: Window) -> list[Array]:
+        interval = coordinate(window)
+        used = limited(usable_order(interval, window.count), limits, window.count)
+        corrects = node_weights(interval, jnp.minimum(used, corrector), ahead=True)
+        predicts = node_weights(interval, jnp.minimum(used, predictor))
+        again = interval.finite[0] & (window.count >= 0)
+        again = again if wanted is None else again & wanted[window.count]
+        pairs = zip(corrects, [jnp.zeros_like(predicts[0]), *predicts])
+        return [jnp.where(again, corrected - predicted, 0.0) for corrected, predicted in pairs]
 
-    def step(keys, x, taken, denoise, current, next_):
-        history = taken.history
-        value = estimate(predict, x, denoise(x, current), current)
-        x = corrected(x, value, taken) if corrector >= 0 else x
-        lambda_, finite = half_logsnr(current), ~at_an_end(current)
-        used = usable_order(history, lambda_, finite & ~at_an_end(next_))
-        if limits is not None:
-            used = jnp.minimum(used, limits[history.count])
-        row = transfer(current, next_, predict, 0.0 if tau is None else tau(current))
-        row = Transfer(*(jnp.asarray(leaf, x.dtype) for leaf in row))
-        h = jnp.asarray(half_logsnr(next_) - lambda_, x.dtype)
-        base = row.keep * x
+    def start(x: Array) -> list[Array]:
+        return [jnp.zeros_like(x)] * length
+
+    def advance(keys, x, before, denoise, current, next_, rows: Corrected):
+        estimates = [estimate(predict, x, denoise(x, current), current), *before]
+        if corrector >= 0:
+            x = x + weighted(rows.change, estimates)
+        x = rows.row.keep * x + weighted(rows.row.weights, estimates)
         if tau is not None:
-            base = base + row.spread * normal(keys, x.shape[1:], x.dtype)
-        before = _older(history, 0, predictor - 1)
-        mean = extrapolate(value, before, lambda_, h, row, rule, jnp.minimum(used, predictor))
-        again = finite if wanted is None else finite & wanted[history.count]
-        order = jnp.where(again, jnp.minimum(used, corrector), -1)
-        history = remember(history, value, lambda_, finite)
-        return base + mean, Taken(history, base, row, h, order)
+            x = x + rows.row.spread * normal(keys, x.shape[1:], x.dtype)
+        return x, estimates[:length]
 
-    return Solver(init, step)
-
-
-def _older(history: History, start: int, stop: int) -> History:
-    """A part of the history, newest first."""
-    kept = (leaf[start:stop] for leaf in history[1:])
-    return History(history.count, *kept)
+    return windowed(length, coefficients, start, advance)
 
 
 def unipc(
