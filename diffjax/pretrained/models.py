@@ -71,6 +71,7 @@ def load_model(
     param_dtype: str = "float32",
     variant: str | None = None,
     class_name: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
     rules: Sequence[Rule] = (),
     tensors: Callable[[Any], Mapping[str, Any]] | None = None,
@@ -89,6 +90,7 @@ def load_model(
       param_dtype: to which the stored floating tensors are cast.
       variant: which of several copies of the weights, such as "fp16"; see `read_tensors`.
       class_name: in the place of the one that config.json names.
+      settings: in the place of the content of config.json.
       mesh, rules: where the params go, see `diffjax.training.sharding`; without a mesh to the
         default device.
       tensors: from the configuration to the tensors, in the place of those of the folder.
@@ -97,7 +99,7 @@ def load_model(
       UnsupportedError: there is no network for the class, or it cannot follow a key of config.json.
       FileNotFoundError, ValueError: files are missing, damaged, or do not fit each other.
     """
-    settings = read_config(folder)
+    settings = read_config(folder) if settings is None else settings
     name = class_name or _class_name(settings, folder)
     architecture, config = _recognise(name, settings, dtype=dtype, param_dtype=param_dtype)
     # before the network is built: the disk is at work meanwhile
