@@ -86,9 +86,9 @@ class TextConfig:
     """captions of which the tokenizer learns its words"""
     batch_size: int = 128
     """images and captions in a step"""
-    num_steps: int = 300
+    num_steps: int = 500
     """training steps"""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     """peak learning rate; it ends at 0"""
     cond_drop_prob: float = 0.1
     """probability of the empty caption when the network is trained, for guidance"""

@@ -81,7 +81,9 @@ def load_text(workdir: Path) -> EncodeTexts:
     tokenizer = read_words(workdir / TOKENIZER)
     encoder = load_model(workdir / ENCODER)
     length = encoder.config.max_positions
-    run = jax.jit(lambda params, tokens: encoder.network.apply(params, tokens).last)
+    # the last layer but one, as in Stable Diffusion 2: the last keeps what tells images apart, and
+    # with it little of where things are, which the network then learns several times as slowly
+    run = jax.jit(lambda params, tokens: encoder.network.apply(params, tokens, skip=1).last)
     known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def encode(texts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -36,7 +36,7 @@ COLOURS = {
     "black": (30, 30, 30),
 }
 SHAPES = ("circle", "square", "triangle")
-SIZES = {"small": 5, "large": 8}  # pixels across
+SIZES = {"small": 6, "large": 9}  # pixels across
 NUMBERS = ("a", "two", "three")
 RELATIONS = ("left of", "right of", "above", "below")
 POSITIONS = ("at the top left", "at the top right", "at the bottom left", "at the bottom right")
@@ -242,7 +242,7 @@ def _any_scene(draw: Iterator[float]) -> Scene:
         return Scene((group,), position=_pick(POSITIONS, draw) if placed else None)
     first = _pick(colours, draw)
     second = _pick([colour for colour in colours if colour != first], draw)
-    groups = tuple(_any_group(_pick((1, 2), draw), colour, draw) for colour in (first, second))
+    groups = (_any_group(_pick((1, 2), draw), first, draw), _any_group(1, second, draw))
     return Scene(groups, relation=_pick(RELATIONS, draw))
 
 

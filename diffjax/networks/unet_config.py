@@ -37,7 +37,8 @@ class UNetConfig:
 
     Attributes:
       sample_size: side of the images that the network was made for, or one for each axis; a note
-        for samplers, the network itself takes every size that it can halve often enough.
+        for samplers; without `positions` the network takes every size that it can halve often
+        enough.
       in_channels, out_channels: of the images; 2 x in_channels come out with a learned variance.
       block_out_channels: channels of each level.
       stem_channels: of the first convolution, and waves of the clock; None for
@@ -101,6 +102,8 @@ class UNetConfig:
         convolution and back after the last; 2 quarters the work.
       center_input: map inputs from [0, 1] to [-1, 1] first.
       input_waves: exponents of `binary_waves` of the input, which join it as further channels.
+      positions: add a table of positions, which is learned, to the first convolution's output. The
+        network takes images of `sample_size` alone.
       add_input: add the input to the output.
       end_windows: of the first and the last convolution, odd numbers.
       context: what else the network is told, and how it attends to it; None for nothing.
@@ -161,6 +164,7 @@ class UNetConfig:
     patch_size: int = 1
     center_input: bool = False
     input_waves: tuple[int, ...] = ()
+    positions: bool = False
     add_input: bool = False
     end_windows: tuple[int, int] = (3, 3)
     context: ContextConfig | None = None
@@ -196,6 +200,12 @@ class UNetConfig:
     def first_channels(self) -> int:
         """Channels behind the first convolution."""
         return self.stem_channels or self.block_out_channels[0]
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The sides of the images that the network was made for; 0 where none is told."""
+        size = self.sample_size
+        return tuple(size) if isinstance(size, tuple | list) else (size or 0,) * self.spatial_dims
 
     @property
     def takes_labels(self) -> bool:
@@ -267,6 +277,11 @@ def _check_ranges(config: UNetConfig) -> None:
     if len(config.fir_kernel) < 2 or not sum(config.fir_kernel):
         raise ValueError(
             f"fir_kernel is {config.fir_kernel}; it must have 2 taps or more, whose sum is not 0"
+        )
+    if config.positions and any(n < 1 or n % config.patch_size for n in config.sides):
+        raise ValueError(
+            f"positions are those of the patches of a picture: sample_size, {config.sample_size}, "
+            f"must be multiples of patch_size ({config.patch_size})"
         )
     if config.add_input and config.in_channels != config.out_channels:
         raise ValueError(

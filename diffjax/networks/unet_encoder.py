@@ -13,6 +13,7 @@ from diffjax.networks import operations
 from diffjax.networks.activations import activation
 from diffjax.networks.attention import padding_bias
 from diffjax.networks.embeddings import GaussianFourier, binary_waves, drop_labels
+from diffjax.networks.initialization import parameter, standard_normal
 from diffjax.networks.layers import Conv, Embedding, Linear, TimeEmbedding, sinusoidal_features
 from diffjax.networks.unet_blocks import NOTHING, DownBlock, Keys, MidBlock, Told
 from diffjax.networks.unet_conditioning import (
@@ -36,6 +37,9 @@ class Encoder(nnx.Module):
         window = (config.end_windows[0],) * config.spatial_dims
         inputs = config.patch_channels(config.in_channels * (1 + 2 * len(config.input_waves)))
         self.conv_in = Conv(inputs, config.first_channels, window, rngs=rngs)
+        if config.positions:
+            patches = [side // config.patch_size for side in config.sides]
+            self.positions = parameter(rngs, (*patches, config.first_channels), standard_normal)
         if config.frames is not None and config.frames.first_head_dim is not None:
             self.transformer_in = TemporalTransformer(
                 config.first_channels,
@@ -90,20 +94,36 @@ class Encoder(nnx.Module):
           joined: added behind the first convolution.
           features: added to the outputs of the levels, then of the middle block.
         """
+        h, skips = self.descend(x, temb, keys, told, joined=joined, features=features)
+        if self.config.mid_block:
+            h = self.mid_block(h, temb, keys, told)
+        for feature in features[len(self.down_blocks) :]:
+            h = h + feature
+        return h, skips
+
+    def descend(
+        self,
+        x: Array,
+        temb: Array,
+        keys: Keys,
+        told: Told = NOTHING,
+        *,
+        joined: Array | None = None,
+        features: Sequence[Array] = (),
+    ) -> tuple[Array, list[Array]]:
+        """Like `encode`, but in front of the middle block."""
         image = self._to_patches(x)
         h = self.conv_in(self._to_patches(binary_waves(x, self.config.input_waves)))
+        if self.config.positions:
+            h = h + self.positions[...].astype(h.dtype)
         h = h if joined is None else h + joined
         if self.config.frames is not None and self.config.frames.first_head_dim is not None:
             h = self.transformer_in(h, told.frames)
-        skips, features = [h], list(features)
-        for block in self.down_blocks:
-            feature = features.pop(0) if features else None
+        skips = [h]
+        for level, block in enumerate(self.down_blocks):
+            feature = features[level] if level < len(features) else None
             h, kept, image = block(h, temb, keys, told, image, feature)
             skips += kept
-        if self.config.mid_block:
-            h = self.mid_block(h, temb, keys, told)
-        for feature in features:
-            h = h + feature
         return h, skips
 
     def prepare(self, x: Array, given: Mapping[str, Array]) -> tuple[Array, Told]:
@@ -224,6 +244,8 @@ def check_inputs(
             f"x is {x.shape}; its sides must be multiples of patch_size ({config.patch_size}) and "
             f"at least {smallest}, to be halved {len(config.block_out_channels) - 1} times"
         )
+    if config.positions and sides != config.sides:
+        raise ValueError(f"x is {x.shape}; with positions the sides are {config.sides} alone")
     _check_labels(config, len(x), labels)
     there = {name: array for name, array in given.items() if array is not None}
     takes, may_take = _arrays(config)

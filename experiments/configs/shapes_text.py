@@ -29,15 +29,16 @@ shapes_text = Config(
     network=UNetConfig(
         sample_size=24,
         patch_size=4,
+        positions=True,
         block_out_channels=(64, 96),
         layers_per_block=1,
-        attention=(False, "transformer"),
+        attention=("transformer", "transformer"),
         mid_attention="transformer",
         scale_shift=True,
         downsample="plain",
         upsample="plain",
         num_groups=16,
-        context=ContextConfig(features=64, num_heads=4, linear_projection=True),
+        context=ContextConfig(features=64, num_heads=4, linear_projection=True, added="text"),
     ),
     diffusion=DiffusionConfig(
         schedule="cosine_betas", prediction="x0", weight="constant", times="stratified"
@@ -45,6 +46,6 @@ shapes_text = Config(
     optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200, decay="cosine", b2=0.99),
     sampling=SamplingConfig(previews=("ddim",), num_steps=25, guidance_scale=3.0),
     batch_size=64,
-    num_steps=6000,
+    num_steps=5000,
     ema_decay=(0.998,),
 )

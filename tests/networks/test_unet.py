@@ -91,6 +91,7 @@ VARIANTS = {
         },
         (5, 4),
     ),
+    "positions": ({"positions": True, "sample_size": (8, 6), "patch_size": 2}, (8, 6)),
     "table of times": ({"time_embedding": "learned", "num_times": 1000}, (8, 8)),
 }
 
@@ -298,6 +299,21 @@ def test_a_label_outside_the_table_gives_nan_for_its_sample_alone():
     np.testing.assert_array_equal(jnp.isnan(y).any((1, 2, 3)), [False, True, False])
 
 
+def test_a_table_of_positions_tells_places_apart_that_look_alike():
+    config = dataclasses.replace(SMALL, positions=True, sample_size=20)
+    params, apply = random_params(config), jax.jit(unet(config).apply)
+    x, labels = np.ones((1, 20, 20, 2), np.float32), np.array([1])
+
+    def spread(params):
+        # in the middle, which the padding of the convolutions does not reach
+        middle = apply(params, x, np.ones(1), labels=labels)[:, 9:11, 9:11]
+        return float(jnp.ptp(middle, axis=(1, 2)).max())
+
+    blind = {**params, "positions": np.zeros_like(params["positions"])}
+    assert spread(blind) < 1e-5
+    assert spread(params) > 0.01
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -313,6 +329,8 @@ def test_a_label_outside_the_table_gives_nan_for_its_sample_alone():
         ({"fir_kernel": (1.0,)}, "must have 2 taps or more"),
         ({"progressive_input": "product"}, "progressive_input is 'product'"),
         ({"activation": "sin"}, "activation is 'sin'"),
+        ({"positions": True, "sample_size": 9, "patch_size": 2}, "sample_size, 9, must be multip"),
+        ({"positions": True, "sample_size": None}, "sample_size, None, must be multiples"),
         ({"add_input": True, "out_channels": 4}, "add_input adds 2 channels to 4"),
         ({"time_embedding": "learned"}, "needs the number of times"),
         ({"num_times": 10}, "needs the number of times"),
@@ -342,6 +360,7 @@ VECTORS = {"num_classes": None, "cond_drop_prob": 0.0, "class_embedding": "ident
         ({}, (2, 8, 2), True, r"takes \[B, height, width, 2\]"),
         ({}, (2, 1, 8, 2), True, "at least 2"),
         ({"patch_size": 2}, (2, 7, 8, 2), True, r"multiples of patch_size \(2\)"),
+        ({"positions": True}, (2, 8, 8, 2), True, r"the sides are \(32, 32\) alone"),
         ({}, (3, 8, 8, 2), True, "one clock for each of 3 samples"),
         ({}, (2, 8, 8, 2), False, "give labels"),
         ({"num_classes": None, "cond_drop_prob": 0.0}, (2, 8, 8, 2), True, "without num_classes"),
