@@ -29,15 +29,13 @@ from diffjax.networks.autoencoder_kl import autoencoder_kl
 from diffjax.networks.patch_discriminator import patch_discriminator
 from diffjax.networks.vq import VQConfig
 from diffjax.pretrained import Model, load_model, save_model
-from diffjax.training import batch_sharding, replicated
+from diffjax.training import batch_sharding, make_mesh, replicated
 from diffjax.training.autoencoder import Discriminator, Features, autoencoder_loss, psnr
 
 FOLDER = "autoencoder"
 MEASURED = 4096  # images at most by which latents are brought to variance 1
-BATCH = 256
-
-# images [b, H, W, C] in [-1, 1] -> mean and logvar, [b, h, w, c] each
-Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+# images in a batch at most, and their pixels
+MOST_IMAGES, MOST_PIXELS = 256, 2**22
 
 
 def autoencoder_network(config: AutoencodingConfig) -> Functional:
@@ -105,21 +103,21 @@ def save_autoencoder(
     The factor is 1 / std over all elements of latents as drawn: the data of a diffusion run on
     them then has variance 1.
     """
-    network = autoencoder_kl(config.network)
-    model = Model(config.network, network, params)
-    encode, count = make_encoder(model, mesh), min(len(source), MEASURED)
-    moments = [encode(images) for images in batches_of(source, count)]
-    mean, logvar = (np.concatenate(each)[:count].astype(np.float64) for each in zip(*moments))
+    gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+    model = Model(config.network, autoencoder_kl(config.network), jax.device_get(gather(params)))
+    encode = make_encoder(model, source.shape)
+    moments = [encode(images) for images in read_images(source, min(len(source), MEASURED))]
+    mean, logvar = (np.concatenate(each).astype(np.float64) for each in zip(*moments))
     std = np.sqrt(np.mean(mean**2 + np.exp(logvar)) - np.mean(mean) ** 2)
     measured = dataclasses.replace(config.network, scaling_factor=float(1 / std))
     if jax.process_index() == 0:
         # whole or not at all: others may be reading the one before
         draft = workdir / f"{FOLDER}.tmp"
         shutil.rmtree(draft, ignore_errors=True)
-        save_model(draft, measured, params)
+        save_model(draft, measured, model.params)
         shutil.rmtree(workdir / FOLDER, ignore_errors=True)
         os.rename(draft, workdir / FOLDER)
-    return Model(measured, network, params)
+    return model._replace(config=measured)
 
 
 def find_autoencoder(folder: str | Path) -> Path:
@@ -138,20 +136,21 @@ def find_autoencoder(folder: str | Path) -> Path:
     )
 
 
-def load_autoencoder(folder: str | Path, mesh: Mesh) -> Model:
+def load_autoencoder(folder: str | Path) -> Model:
     """Read an autoencoder, with or without a codebook.
 
     Raises:
+      FileNotFoundError: there is none.
       ValueError: the folder holds another network.
     """
-    model = load_model(find_autoencoder(folder), mesh=mesh)
+    model = load_model(find_autoencoder(folder))
     if not hasattr(model.network, "encode"):
         raise ValueError(f"{folder} holds a {type(model.config).__name__}, not an autoencoder.")
     return model
 
 
-def make_encoder(model: Model, mesh: Mesh) -> Encode:
-    """Compile the encoder for a mesh, with batches from and to the memory of the host.
+def make_encoder(model: Model, shape: tuple[int, ...]) -> data.Encode:
+    """Compile the encoder of an autoencoder, from images [n, *shape] to mean and logvar.
 
     Latents of a codebook are those in front of it, and certain; the decoder rounds.
     """
@@ -162,33 +161,54 @@ def make_encoder(model: Model, mesh: Mesh) -> Encode:
         # exp(-30 / 2) is nothing beside a latent
         return Posterior(found, jnp.full_like(found, -30.0)) if certain else found
 
+    return in_batches(encode, model.params, shape[0] * shape[1])
+
+
+def in_batches(
+    function: Callable[[Any, Array], Any], params: Any, pixels: int
+) -> Callable[[np.ndarray], Any]:
+    """Compile `function(params, rows)` for rows in the memory of the host, and results there.
+
+    Every process uses its own devices alone, on rows of its own. Rows are cut into batches of one
+    size and the last one is filled up, so that little is compiled and memory is bounded.
+
+    Args:
+      function: of params and rows [b, ...]; its results are arrays [b, ...].
+      params: of the function.
+      pixels: of the image of a row, which decides on the size of a batch.
+    """
+    mesh = make_mesh(devices=jax.local_devices())
+    devices = mesh.shape["data"]
+    size = -(-max(1, min(MOST_IMAGES, MOST_PIXELS // pixels)) // devices) * devices
     split, whole = batch_sharding(mesh), replicated(mesh)
-    run = jax.jit(encode, in_shardings=(whole, split), out_shardings=whole)
+    run = jax.jit(function, in_shardings=(whole, split), out_shardings=split)
+    params = jax.device_put(params, whole)
 
-    def on_host(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mean, logvar = run(model.params, images)
-        return np.asarray(mean), np.asarray(logvar)
+    def call(rows: np.ndarray) -> Any:
+        parts = []
+        for start in range(0, len(rows), size):
+            part = np.asarray(rows[start : start + size])
+            filled = np.pad(part, ((0, size - len(part)), *[(0, 0)] * (part.ndim - 1)))
+            parts.append(jax.device_get(run(params, filled)))
+        return jax.tree.map(lambda *each: np.concatenate(each)[: len(rows)], *parts)
 
-    return on_host
-
-
-def batches_of(source: data.Source, count: int) -> Iterator[np.ndarray]:
-    """The first images of a source in batches of one size, the last one filled up."""
-    for start in range(0, count, BATCH):
-        rows = np.minimum(np.arange(start, start + BATCH), count - 1)
-        yield as_x0(np.stack([source[int(i)]["image"] for i in rows]))
+    return call
 
 
-def reconstruct_all(
-    model: Model, source: data.Source, count: int, mesh: Mesh
-) -> tuple[np.ndarray, np.ndarray]:
+def read_images(source: data.Source, count: int) -> Iterator[np.ndarray]:
+    """The first images of a source in [-1, 1], some at a time."""
+    for start in range(0, count, MOST_IMAGES):
+        rows = range(start, min(start + MOST_IMAGES, count))
+        yield as_x0(np.stack([source[i]["image"] for i in rows]))
+
+
+def reconstruct_all(model: Model, source: data.Source, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Reconstructions through the mean of the latents, and their PSNR: [count, ...], [count]."""
-    split, whole = batch_sharding(mesh), replicated(mesh)
-    encode = make_encoder(model, mesh)
-    decode = jax.jit(model.network.decode, in_shardings=(whole, split), out_shardings=whole)
+    encode, pixels = make_encoder(model, source.shape), source.shape[0] * source.shape[1]
+    decode = in_batches(model.network.decode, model.params, pixels)
     found = []
-    for images in batches_of(source, count):
-        seen = decode(model.params, encode(images)[0])
-        found.append((np.asarray(seen), np.asarray(psnr(jnp.asarray(images), seen))))
-    seen, decibels = (np.concatenate(each)[:count] for each in zip(*found))
+    for images in read_images(source, count):
+        seen = decode(encode(images)[0])
+        found.append((seen, np.asarray(psnr(jnp.asarray(images), jnp.asarray(seen)))))
+    seen, decibels = (np.concatenate(each) for each in zip(*found))
     return seen, decibels

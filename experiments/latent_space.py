@@ -16,16 +16,20 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
 from tqdm import tqdm
 
-from autoencoding import FOLDER, find_autoencoder, load_autoencoder, make_encoder
+from autoencoding import (
+    FOLDER,
+    find_autoencoder,
+    in_batches,
+    load_autoencoder,
+    make_encoder,
+)
 from config import DataConfig, LatentsConfig
 from diffjax import data
 from diffjax.networks.vq import VQConfig
 from diffjax.pipelines.system import latent_scale
 from diffjax.pretrained import Model
-from diffjax.training import batch_sharding, replicated
 
 CACHE = "latents"
 USUAL_STD = (0.5, 2.0)
@@ -37,38 +41,42 @@ class LatentSpace:
 
     Attributes:
       model: the autoencoder.
+      factor: pixels a side of an image for one of its latents.
       shift, scale: the run's data are (z - shift) scale.
-      decode: the run's data [..., h, w, c], split over the devices, -> images [..., H, W, C].
+      decode: the run's data [..., h, w, c] -> images [..., H, W, C], in the memory of the host.
     """
 
     model: Model
+    factor: int
     shift: np.ndarray
     scale: np.ndarray
-    decode: Callable[[Any], Array]
+    decode: Callable[[Any], np.ndarray]
 
 
-def load_latent_space(workdir: Path, mesh: Mesh) -> LatentSpace:
-    """The latent space of a run, from its own copy of the autoencoder."""
-    model = load_autoencoder(workdir / FOLDER, mesh)
+def load_latent_space(workdir: Path, shape: tuple[int, int, int]) -> LatentSpace:
+    """The latent space of a run, from its own copy of the autoencoder.
+
+    Args:
+      workdir: the run folder.
+      shape: (h, w, c) of the run's data.
+    """
+    model = load_autoencoder(workdir / FOLDER)
     shift, scale = scale_of(model.config)
-    whole = replicated(mesh)
-    split = whole if mesh.shape["data"] == 1 else batch_sharding(mesh)
+    factor = 2 ** (len(model.config.block_out_channels) - 1)
+    run = in_batches(
+        lambda params, x: model.network.decode(params, x / scale + shift),
+        model.params, shape[0] * shape[1] * factor**2,
+    )  # fmt: skip
 
-    def decode(params: Any, x: Array) -> Array:
-        return model.network.decode(params, x / scale + shift)
+    def decode(x: Any) -> np.ndarray:
+        *leading, height, width, channels = np.shape(x)
+        images = run(np.reshape(x, (-1, height, width, channels)))
+        return images.reshape(*leading, *images.shape[1:])
 
-    run = jax.jit(decode, in_shardings=(whole, split), out_shardings=whole)
-
-    def decode_all(x: Any) -> Array:
-        x = np.asarray(x)
-        if x.ndim == 4:
-            return run(model.params, x)
-        return np.stack([np.asarray(decode_all(part)) for part in x])  # type: ignore
-
-    return LatentSpace(model, shift, scale, decode_all)
+    return LatentSpace(model, factor, shift, scale, decode)
 
 
-def decoded(generate: Callable[..., Array], space: LatentSpace) -> Callable[..., Array]:
+def decoded(generate: Callable[..., Array], space: LatentSpace) -> Callable[..., np.ndarray]:
     """A function that makes latents as one that makes images."""
     return lambda *given: space.decode(generate(*given))
 
@@ -81,16 +89,27 @@ def scale_of(config: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def prepare_latents(
-    config: LatentsConfig, images: DataConfig, source: data.Source, workdir: Path, mesh: Mesh
+    config: LatentsConfig,
+    images: DataConfig,
+    source: data.Source,
+    workdir: Path,
+    shape: tuple[int, int, int],
 ) -> tuple[LatentSpace, data.Latents]:
     """Copy the autoencoder into the run folder, and encode the images where that is not done.
+
+    Args:
+      config: of the latents.
+      images: says which images; `source` holds them.
+      source: of the images.
+      workdir: the run folder.
+      shape: (h, w, c) of the latents that the run's network is made for.
 
     Raises:
       FileNotFoundError: there is no such autoencoder.
       ValueError: the encoded images are others, or of another autoencoder.
     """
     copy_autoencoder(config.autoencoder, workdir)
-    space = load_latent_space(workdir, mesh)
+    space = load_latent_space(workdir, shape)
     folder = Path(config.path or workdir / CACHE)
     identity = identity_of(images, workdir)
     if not folder.exists():
@@ -98,7 +117,7 @@ def prepare_latents(
         print(f"Encoding {len(source)} images into {folder} first", file=sys.stderr)
         with tqdm(total=len(source), unit="image", disable=jax.process_index() != 0) as bar:
             data.write_latents(
-                folder, source, make_encoder(space.model, mesh),
+                folder, source, make_encoder(space.model, source.shape),
                 identity=identity, dtype=config.dtype, on_image=bar.update,
             )  # fmt: skip
     latents = data.read_latents(folder)

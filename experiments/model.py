@@ -434,6 +434,6 @@ def make_sampler(
     return jax.jit(generate, in_shardings=whole, out_shardings=whole)
 
 
-def to_uint8(images: Array) -> np.ndarray:
+def to_uint8(images: Array | np.ndarray) -> np.ndarray:
     """Images in [-1, 1] as bytes, 0..255."""
     return np.asarray(jnp.round((jnp.clip(images, -1.0, 1.0) + 1.0) * 127.5)).astype(np.uint8)

@@ -9,13 +9,11 @@ The second line looks at the same images through another autoencoder, such as a 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
 from autoencoding import load_autoencoder, reconstruct_all
 from cli import parse_args, prepare_output, run_script
 from config import load_config
-from diffjax.training import initialize_distributed, make_mesh
 from model import to_uint8
 from pictures import save_grid
 from runs import CONFIG_FILE, open_source
@@ -43,17 +41,16 @@ def main() -> None:
     args = parse_args(Args, description=__doc__)
     if args.num_images < 2:
         raise ValueError(f"--num-images is {args.num_images}; expected 2 or more.")
-    initialize_distributed()
-    mesh, config = make_mesh(), load_config(args.workdir / CONFIG_FILE)
-    model = load_autoencoder(args.autoencoder or args.workdir, mesh)
+    config = load_config(args.workdir / CONFIG_FILE)
+    model = load_autoencoder(args.autoencoder or args.workdir)
     given = config.data if args.split is None else replace(config.data, split=args.split)
     source, split = open_source(given), given.split or "train"
     default = args.workdir / f"reconstructions_{split.replace('/', '_')}.png"
     output = prepare_output(args.output or default, ".png")
     count = min(args.num_images, len(source))
-    seen, decibels = reconstruct_all(model, source, count, mesh)
+    seen, decibels = reconstruct_all(model, source, count)
     shown = np.stack([source[i]["image"] for i in range(min(COLUMNS, count))])
-    kept = to_uint8(jnp.asarray(seen[: len(shown)]))
+    kept = to_uint8(seen[: len(shown)])
     save_grid(output, np.concatenate([shown, kept]), len(shown))
     error = decibels.std(ddof=1) / np.sqrt(count)
     print(f"PSNR {decibels.mean():.2f} +- {error:.2f} dB over {count} images of {split}")

@@ -35,7 +35,7 @@ from model import (
     to_uint8,
 )
 from pictures import save_grid
-from runs import load_run
+from runs import image_shape, load_run
 from steering import Steering, load_guides, parse_labels, steering_options
 from text import load_text, text_condition
 
@@ -186,7 +186,8 @@ def main() -> None:
             text=away, classifier=classifier, on_step=dj.progress(bar),
         )  # fmt: skip
         if run.config.latents is not None:
-            generate = decoded(generate, load_latent_space(args.workdir, mesh))
+            space = load_latent_space(args.workdir, image_shape(run.config))
+            generate = decoded(generate, space)
         parts = generate_all(
             generate, run.params, args.seed, labels, args.num_samples, batch_size, texts, guides
         )

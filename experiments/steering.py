@@ -84,7 +84,8 @@ def load_guides(
     """
     guidance, weaker = options.read_guidance(), None
     if guidance is not None and guidance.checkpoint is not None:
-        weaker = load_run(args.workdir, mesh, step=guidance.checkpoint, ema=args.ema).params
+        of_step = load_run(args.workdir, mesh, step=guidance.checkpoint, ema=args.ema, latents=True)
+        weaker = of_step.params
     if args.classifier is None:
         return None, Guides(weaker)
     classifier = load_run(args.classifier, mesh, task="classify")

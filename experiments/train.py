@@ -56,6 +56,8 @@ from pictures import save_animation, save_grid, save_loss_curve
 from runs import image_shape, make_network, open_source
 from text import EncodeTexts, prepare_text, text_condition
 
+FRAMES = 51  # of an animation at most
+
 
 @dataclass(frozen=True)
 class Args:
@@ -221,6 +223,8 @@ def make_previewer(
     """
     classes = config.network.num_classes
     rows, columns = (8, 8) if classes is None else (min(classes, 10), 10)
+    if image_shape(config)[0] * (1 if space is None else space.factor) > 64:
+        rows, columns = min(rows, 4), 4
     number = rows * columns
     padded = -(-number // mesh.shape["data"]) * mesh.shape["data"]
     positions = np.arange(padded, dtype=np.int32)
@@ -251,7 +255,9 @@ def make_previewer(
         key = jax.random.key(config.seed)
         with tqdm(desc="sampling", unit="step", disable=jax.process_index() != 0) as bar:
             bars.append(bar)
-            frames = list(show(trajectory(params, key, positions, labels, texts).x)[:, :number])
+            steps = trajectory(params, key, positions, labels, texts).x
+            kept = np.linspace(0, len(steps) - 1, min(len(steps), FRAMES)).round().astype(int)
+            frames = list(show(steps[kept])[:, :number])
             draws = [draw(params, key, positions, labels, texts) for draw in samplers]
             grids = [show(draw)[:number] for draw in draws]
             jax.effects_barrier()
@@ -278,7 +284,8 @@ def main() -> None:
         empty = text_condition(encode, config.text.cond_drop_prob)
         network = network._replace(apply=with_drops(network.apply, [empty]))
     if config.latents is not None:
-        latents = prepare_latents(config.latents, config.data, source, workdir, mesh)
+        shape = image_shape(config)
+        latents = prepare_latents(config.latents, config.data, source, workdir, shape)
     state = train(config, run, workdir, network, mesh, encode, latents)
     if jax.process_index() == 0:
         lines = read_metrics(workdir)

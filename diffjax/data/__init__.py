@@ -6,7 +6,7 @@ for batch in data.batches(source, 128, seed=0):   # {"x0": [128, 8, 8, 1], "labe
 """
 
 from diffjax.data.folder import image_folder
-from diffjax.data.latents import Latents, Mirrored, read_latents, write_latents
+from diffjax.data.latents import Encode, Latents, Mirrored, read_latents, write_latents
 from diffjax.data.photos import Photos, photos
 from diffjax.data.pipeline import Batches, batches
 from diffjax.data.registry import load
@@ -17,6 +17,7 @@ from diffjax.data.tfds_sets import digits, prepare, tfds_set
 __all__ = [
     "Arrays",
     "Batches",
+    "Encode",
     "Latents",
     "Mirrored",
     "Photos",

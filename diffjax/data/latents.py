@@ -109,7 +109,7 @@ def write_latents(
       folder: is made; must not be there.
       source: of images. For flips encode `Mirrored(source)`: the latents of a mirrored image are
         not mirrored latents.
-      encode: called with batches of always the same size, the last one filled up.
+      encode: called with up to 256 images.
       identity: says what is encoded by what, fit for JSON. A begun folder of another identity is
         thrown away.
       dtype: of the numbers on disk, float32 or float16, which halves the folder; half precision
@@ -214,9 +214,7 @@ def _write_shard(
     for start in range(rows.start, rows.stop, BATCH):
         examples = [source[i] for i in range(start, min(start + BATCH, rows.stop))]
         images = as_x0(np.stack([example["image"] for example in examples]))
-        filled = np.pad(images, ((0, BATCH - len(images)), *[(0, 0)] * 3), mode="edge")
-        moments = [np.asarray(each)[: len(images)] for each in encode(filled)]
-        mean, logvar = (_in_range(each, dtype) for each in moments)
+        mean, logvar = (_in_range(np.asarray(each), dtype) for each in encode(images))
         features = features or _features(mean.shape[1:], dtype, examples[0])
         for example, own_mean, own_logvar in zip(examples, mean, logvar):
             told = {name: value for name, value in example.items() if name != "image"}

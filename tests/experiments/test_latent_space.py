@@ -36,6 +36,7 @@ from loop import claim_workdir, in_turn
 from runs import image_shape, load_run, make_network
 
 MESH = make_mesh()
+LATENT = (4, 4, 2)
 BACKBONE = {
     "in_channels": 1, "out_channels": 1, "block_out_channels": (4, 4), "layers_per_block": 1,
     "attention": (False, False), "up_attention": (False, False), "mid_attention": False,
@@ -82,7 +83,7 @@ def prepared(autoencoder, tmp_path_factory):
     """The folder of a run in latent space, its space and its encoded images."""
     folder = tmp_path_factory.mktemp("run")
     config = LatentsConfig(autoencoder=str(autoencoder))
-    return folder, *prepare_latents(config, DataConfig(), SOURCE, folder, MESH)
+    return folder, *prepare_latents(config, DataConfig(), SOURCE, folder, LATENT)
 
 
 def test_latents_have_variance_one_under_the_measured_scale(prepared):
@@ -94,7 +95,7 @@ def test_latents_have_variance_one_under_the_measured_scale(prepared):
 
 def test_a_latent_space_decodes_what_was_encoded(prepared):
     folder, space, latents = prepared
-    model = load_autoencoder(folder, MESH)
+    model = load_autoencoder(folder)
     means = np.stack([latents[i]["mean"] for i in range(8)])
     scaled = (means - space.shift) * space.scale
     decoded = space.decode(scaled)
@@ -109,18 +110,18 @@ def test_images_are_encoded_once_and_by_their_own_autoencoder(autoencoder, prepa
     config = LatentsConfig(autoencoder=str(autoencoder))
     with monkeypatch.context() as patch:
         patch.setattr(data, "write_latents", None)  # a second time would fail
-        again = prepare_latents(config, DataConfig(), SOURCE, folder, MESH)[1]
+        again = prepare_latents(config, DataConfig(), SOURCE, folder, LATENT)[1]
     np.testing.assert_array_equal(again[7]["mean"], latents[7]["mean"])
     with pytest.raises(ValueError, match=r"latents of another data\. Delete it"):
-        prepare_latents(config, DataConfig(split="train"), SOURCE, folder, MESH)
+        prepare_latents(config, DataConfig(split="train"), SOURCE, folder, LATENT)
 
 
 @pytest.mark.slow
 def test_mirrored_images_are_encoded_too(autoencoder, tmp_path):
     config = LatentsConfig(autoencoder=str(autoencoder), dtype="float16")
-    _, latents = prepare_latents(config, DataConfig(flip=True), SOURCE, tmp_path, MESH)
+    _, latents = prepare_latents(config, DataConfig(flip=True), SOURCE, tmp_path, LATENT)
     assert len(latents) == 2 * len(SOURCE)
-    model = load_autoencoder(tmp_path, MESH)
+    model = load_autoencoder(tmp_path)
     mirror = SOURCE.images[3:4, :, ::-1] / np.float32(127.5) - np.float32(1)
     mean = model.network.encode(model.params, mirror).mean[0]
     np.testing.assert_allclose(latents[43]["mean"], mean, atol=0.02)
@@ -131,13 +132,13 @@ def test_an_autoencoder_with_a_codebook_serves_as_well(tmp_path):
     config = VQConfig(**BACKBONE, codebook_size=16, codebook_dim=2, scaling_factor=0.5)
     network = vq_autoencoder(config)
     save_model(tmp_path / "vqvae", config, network.init(jax.random.key(0)))
-    model = load_autoencoder(tmp_path, MESH)
+    model = load_autoencoder(tmp_path)
     images = SOURCE.images[:2] / np.float32(127.5) - np.float32(1)
-    mean, logvar = make_encoder(model, MESH)(images)
+    mean, logvar = make_encoder(model, (8, 8, 1))(images)
     assert mean.shape == (2, 4, 4, 2)
     assert logvar.max() == -30.0
     copy_autoencoder(str(tmp_path), tmp_path / "run")
-    space = load_latent_space(tmp_path / "run", MESH)
+    space = load_latent_space(tmp_path / "run", LATENT)
     expected = network.decode(model.params, mean)
     np.testing.assert_allclose(space.decode(mean * 0.5), expected, atol=1e-5)
 
