@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffjax.networks.clip import CLIPTextConfig
 from diffjax.networks.controlnet import ControlNetConfig, controlnet, controlnet_from_unet
 from diffjax.networks.functional import Params
 from diffjax.pipelines import Inputs, System, make_system, steered, with_control
@@ -95,7 +96,14 @@ def textual_inversion(
     if word.num_vectors < 1:
         raise ValueError(f"--word.num-vectors is {word.num_vectors}; at least 1.")
     frozen = parts.params
-    for encoder in text_encoders(parts):
+    encoders = [
+        name
+        for name in text_encoders(parts)
+        if isinstance(parts.models[name].config, CLIPTextConfig)
+    ]
+    if not encoders:
+        raise ValueError(f"{parts.name} has no text encoder of CLIP, which could learn a word.")
+    for encoder in encoders:
         tokenizer = encoder.replace("text_encoder", "tokenizer")
         ids = parts.tokenizers[tokenizer].encode(word.init)
         if not ids:
