@@ -21,11 +21,13 @@ from diffjax.networks.flux import pack
 from diffjax.pipelines import (
     SYSTEMS,
     System,
+    beside,
     control_times,
     img2img,
     inpaint,
     make_plan,
     make_system,
+    perturbed_attention,
     steered,
     txt2img,
     walk,
@@ -33,6 +35,7 @@ from diffjax.pipelines import (
     with_hole,
     with_original,
     with_small,
+    without_attention_maps,
 )
 from diffjax.pipelines.plan import Plan
 from diffjax.pipelines.unclip import enlarged, unclip, with_embedding
@@ -331,6 +334,7 @@ ENCODINGS = {
     "StableDiffusionAdapterPipeline": _BOTH,
     "StableDiffusionControlNetPipeline": _BOTH,
     "StableDiffusionInpaintPipeline": _BOTH,
+    "StableDiffusionPAGPipeline": _BOTH,
     "StableDiffusionPipeline": _BOTH,
     "StableDiffusionUpscalePipeline": _BOTH,
     "StableDiffusionXLImg2ImgPipeline": _WITH_POOLED,
@@ -546,6 +550,21 @@ def _inpaint(run: Run, recorder: Recorder) -> jax.Array:
     return make_images(run, recorder, prompts_of(run), fill, strength=strength)
 
 
+def _variation(run: Run, recorder: Recorder) -> jax.Array:
+    # the reference is given what the image encoder takes
+    pixels = image_of(run)
+    guided = run.call["guidance_scale"] > 1.0
+    kept = [np.full(len(pixels), each, np.float32) for each in ([1.0, 0.0] if guided else [1.0])]
+    return make_images(run, recorder, [{"pixels": pixels, "kept": each} for each in kept])
+
+
+def _perturbed(run: Run, recorder: Recorder) -> jax.Array:
+    system = beside(run.system, make_system(without_attention_maps(run.parts)))
+    guidance = perturbed_attention(run.call["guidance_scale"], run.call["pag_scale"])
+    run = run._replace(system=system)
+    return make_images(run, recorder, prompts_of(run), guidance=guidance)
+
+
 def _instruct(run: Run, recorder: Recorder) -> jax.Array:
     text, image = run.call["guidance_scale"], run.call["image_guidance_scale"]
     original = lambda params, keys, conditions, normal: with_original(
@@ -616,6 +635,8 @@ def _unclip(run: Run, recorder: Recorder) -> jax.Array:
     stages = unclip(run.parts)
     drawn = iter(run.draws_in_order())
     prompts = run.call["prompt"]
+    if stages.prior is None:
+        raise Unsupported("there is no prior in the folder")
     conditions = stages.prior.prepare(prompts, [None] * len(prompts), height=1, width=1)
     scales = {
         "prior": run.call.get("prior_guidance_scale", 4.0),
@@ -695,9 +716,11 @@ TASKS: dict[str, Callable[[Run, Recorder], jax.Array]] = {
     "StableDiffusion3Pipeline": _texts,
     "StableDiffusionAdapterPipeline": _steered,
     "StableDiffusionControlNetPipeline": _steered,
+    "StableDiffusionImageVariationPipeline": _variation,
     "StableDiffusionImg2ImgPipeline": _img2img,
     "StableDiffusionInpaintPipeline": _inpaint,
     "StableDiffusionInstructPix2PixPipeline": _instruct,
+    "StableDiffusionPAGPipeline": _perturbed,
     "StableDiffusionPipeline": _stable_diffusion,
     "StableDiffusionUpscalePipeline": _enlarge,
     "StableDiffusionXLImg2ImgPipeline": _img2img,

@@ -9,6 +9,7 @@ from diffjax.pipelines import (
     sounds,
     stable_diffusion,
     unconditional,
+    variations,
     videos,
 )
 from diffjax.pipelines.system import System
@@ -33,9 +34,11 @@ SYSTEMS: dict[str, Callable[..., System]] = {
     "StableDiffusion3Pipeline": diffusion_transformers.stable_diffusion_3,
     "StableDiffusionAdapterPipeline": stable_diffusion.stable_diffusion,
     "StableDiffusionControlNetPipeline": stable_diffusion.stable_diffusion,
+    "StableDiffusionImageVariationPipeline": variations.image_variation,
     "StableDiffusionImg2ImgPipeline": stable_diffusion.stable_diffusion,
     "StableDiffusionInpaintPipeline": stable_diffusion.stable_diffusion,
     "StableDiffusionInstructPix2PixPipeline": stable_diffusion.stable_diffusion,
+    "StableDiffusionPAGPipeline": stable_diffusion.stable_diffusion,
     "StableDiffusionPipeline": stable_diffusion.stable_diffusion,
     "StableDiffusionUpscalePipeline": stable_diffusion.stable_diffusion,
     "StableDiffusionXLImg2ImgPipeline": stable_diffusion.stable_diffusion_xl,

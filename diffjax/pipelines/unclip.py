@@ -11,7 +11,8 @@ Each is a System, so that each has its own solver, grid and guidance:
     small = txt2img(stages.decoder, ..., with_embedding(conditions, embedding))
     large = txt2img(stages.enlarger, ..., enlarged(small, side))
 
-From the embedding of a picture instead of the prior's, the decoder makes variations of it.
+From the embedding of a picture (`image_embedding`) instead of the prior's, and under empty prompts,
+the decoder makes variations of it.
 Source: arXiv:2204.06125.
 """
 
@@ -31,16 +32,17 @@ from diffjax.pretrained import Components
 
 
 class Unclip(NamedTuple):
-    """The three systems of unCLIP."""
+    """The three systems of unCLIP; folders that make variations of pictures have no prior."""
 
-    prior: System
+    prior: System | None
     decoder: System
     enlarger: System
 
 
 def unclip(parts: Components) -> Unclip:
     """The three systems that the parts of a folder form."""
-    return Unclip(_prior(parts), _decoder(parts), _enlarger(parts))
+    prior = _prior(parts) if "prior" in parts.models else None
+    return Unclip(prior, _decoder(parts), _enlarger(parts))
 
 
 def with_embedding(conditions: Sequence[Inputs], embedding: Array) -> list[Inputs]:

@@ -31,7 +31,6 @@ MODEL_INDEX = "model_index.json"
 NOT_NEEDED = (
     "safety_checker",
     "feature_extractor",
-    "image_encoder",
     "watermarker",
     "motion_adapter",
 )
