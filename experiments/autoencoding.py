@@ -41,8 +41,10 @@ MOST_IMAGES, MOST_PIXELS = 256, 2**22
 def autoencoder_network(config: AutoencodingConfig) -> Functional:
     """An autoencoder, with its discriminator if it has one, as `init` and reconstruction.
 
-    init(key) -> {"autoencoder": ..., "discriminator": ...}
-    apply(params, images) -> images, through the mean of the latents
+        init(key) -> {"autoencoder": ..., "discriminator": ...}
+        apply(params, images) -> images, through the mean of the latents
+
+    Its params are those that `autoencoder_losses` train.
     """
     autoencoder = autoencoder_kl(config.network)
     critic = config.discriminator and patch_discriminator(config.discriminator)

@@ -34,7 +34,7 @@ class Args:
     num_images: int = 1000
     """how many images, the first of the split"""
     output: Path | None = None
-    """FILE.png, images above their reconstructions; by default WORKDIR/reconstructions_SPLIT.png"""
+    """FILE.png, images above their reconstructions; by default in the run folder"""
 
 
 def main() -> None:
@@ -44,8 +44,9 @@ def main() -> None:
     config = load_config(args.workdir / CONFIG_FILE)
     model = load_autoencoder(args.autoencoder or args.workdir)
     given = config.data if args.split is None else replace(config.data, split=args.split)
-    source, split = open_source(given), given.split or "train"
-    default = args.workdir / f"reconstructions_{split.replace('/', '_')}.png"
+    source = open_source(given)
+    images = given.name if given.split is None else f"{given.name} {given.split}"
+    default = args.workdir / f"reconstructions_{images.replace(' ', '_').replace('/', '_')}.png"
     output = prepare_output(args.output or default, ".png")
     count = min(args.num_images, len(source))
     seen, decibels = reconstruct_all(model, source, count)
@@ -53,7 +54,7 @@ def main() -> None:
     kept = to_uint8(seen[: len(shown)])
     save_grid(output, np.concatenate([shown, kept]), len(shown))
     error = decibels.std(ddof=1) / np.sqrt(count)
-    print(f"PSNR {decibels.mean():.2f} +- {error:.2f} dB over {count} images of {split}")
+    print(f"PSNR {decibels.mean():.2f} +- {error:.2f} dB over {count} images of {images}")
     print(f"scaling factor {model.config.scaling_factor:.4f}; wrote {output}")
 
 

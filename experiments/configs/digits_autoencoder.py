@@ -3,7 +3,7 @@
 python experiments/train.py digits_autoencoder
 python experiments/reconstruct.py --workdir runs/digits_autoencoder
 
-Two CPU cores. Measured: docs/latent_diffusion.md.
+Measured after 800 of the 2000 steps: PSNR 26.58 dB (docs/latent_diffusion.md).
 """
 
 from config import AutoencodingConfig, Config, DataConfig, OptimizerConfig

@@ -3,7 +3,7 @@
 python experiments/train.py photos_autoencoder
 python experiments/reconstruct.py --workdir runs/photos_autoencoder --split test
 
-A discriminator joins behind step 1200. Two CPU cores. Measured: docs/latent_diffusion.md.
+A discriminator joins behind step 1200. Measured: not measured.
 """
 
 from config import AutoencodingConfig, Config, DataConfig, OptimizerConfig

@@ -208,7 +208,7 @@ def test_from_training_an_autoencoder_to_decoded_samples(tmp_path, monkeypatch, 
     assert {"error", "kl", "psnr", "loss"} <= set(lines[0])
     assert (first / "reconstructions.png").is_file()
     call(reconstruct, "--workdir", first, "--num-images", 20, "--split", "test")
-    assert "dB over 20 images of test" in capsys.readouterr().out
+    assert "dB over 20 images of digits test" in capsys.readouterr().out
 
     unet = ("--network.block-out-channels", 8, 8, "--network.num-groups", 4)
     words = ("digits_latent", "--autoencoder", first, "--workdir", second, *few, *unet)
