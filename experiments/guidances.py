@@ -25,7 +25,8 @@ class Guidance(NamedTuple):
         that need more than estimates; `combine` is not used then.
       weaker: what the better estimate is compared with: the network told nothing
         ("unconditional"), with the weights of an earlier "checkpoint", with "identity_attention",
-        or the same denoiser, asked otherwise ("itself").
+        or the same denoiser, asked otherwise ("itself"). For "attention_map" it is no denoiser but
+        the attention that each place receives, (x, level) -> [B, *coarse].
       checkpoint: its step.
     """
 
@@ -79,6 +80,18 @@ def blurred(*, std: float = 1.0, radius: int = 4) -> Guidance:
     return Guidance(combine, weaker="itself")
 
 
+def self_attention(*, threshold: float = 1.0, std: float = 1.0, radius: int = 4) -> Guidance:
+    """Away from the estimate of an x that is blurred where the network attends most."""
+    settings = {"threshold": threshold, "std": std, "radius": radius}
+
+    def combine(better: Denoiser, attention: Any, *, guidance_scale: ArrayLike) -> Denoiser:
+        return dj.blur_guidance(
+            better, attention=attention, guidance_scale=guidance_scale, **settings
+        )
+
+    return Guidance(combine, weaker="attention_map")
+
+
 GUIDANCES: dict[str, Callable[..., Guidance]] = {
     "classifier_free": lambda: Guidance(),
     "rescaled": rescaled,
@@ -88,5 +101,6 @@ GUIDANCES: dict[str, Callable[..., Guidance]] = {
     "cfg_plus_plus": lambda: Guidance(solver=dj.cfg_plus_plus),
     "autoguidance": autoguidance,
     "perturbed_attention": lambda: Guidance(dj.autoguidance, weaker="identity_attention"),
+    "self_attention": self_attention,
     "blurred": blurred,
 }

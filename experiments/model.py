@@ -34,12 +34,12 @@ from diffjax.core.levels import ratio_of
 from diffjax.core.likelihood import cleanest_level, noisiest_level
 from diffjax.core.parameterizations import map_x0
 from diffjax.core.schedules import Schedule, num_train_steps
-from diffjax.networks.functional import Functional
+from diffjax.networks import Functional
 from diffjax.solvers import SOLVERS
 from diffjax.training import batch_sharding, replicated
 from diffjax.transforms.estimates import Estimates
 from guidances import GUIDANCES, Guidance, Guides
-from runs import image_shape, make_network
+from runs import image_shape, other_network
 
 NO_GUIDES = Guides()
 
@@ -303,8 +303,8 @@ def sampling_denoiser(
       classifier: of noisy images, to guide too; its weights come with the guides.
     """
     guidance, plain = options.read_guidance(), plain_denoiser(config, options)
-    away = guidance is not None and guidance.weaker == "identity_attention"
-    other = without_attention_maps(config) if away else network
+    read_map = attention_reader(config)
+    other = other_network(config, network, None if guidance is None else guidance.weaker)
     nulls = [Condition({"labels": config.network.num_classes or 0})] if text is None else [text]
     clip = dj.clip_denoised if options.clip else lambda denoise: denoise
 
@@ -320,7 +320,8 @@ def sampling_denoiser(
             guided = dj.guide(both, combine)
         else:
             weights = params if guides.weaker is None else guides.weaker
-            guided = combine(better, plain(other, weights, **conditioning))
+            build = read_map if guidance.weaker == "attention_map" else plain
+            guided = combine(better, build(other, weights, **conditioning))
         if options.guidance_interval is None:
             return guided
         low, high = options.guidance_interval
@@ -359,24 +360,22 @@ def plain_denoiser(config: Config, options: SampleOptions) -> Callable[..., Any]
     return plain
 
 
+def attention_reader(config: Config) -> Callable[..., Any]:
+    """`read(network, params, **conditioning)`, the attention map (x, level) -> [B, *coarse]."""
+    parameterization = make_parameterization(config.diffusion)
+
+    def read(network: Functional, params, **conditioning) -> Any:
+        return lambda x, level: dj.parameterizations.run_network(
+            network.apply, params, parameterization, x, level, **conditioning
+        )
+
+    return read
+
+
 def clip_all(estimates: Estimates) -> Estimates:
     """Several estimates of x0, each clipped to [-1, 1]."""
     clip = lambda x0: jnp.clip(x0, -1.0, 1.0)
     return lambda x, level: tuple(map_x0(clip, each) for each in estimates(x, level))
-
-
-def without_attention_maps(config: Config) -> Functional:
-    """The network of a run with the identity for its attention maps, with the same parameters.
-
-    Raises:
-      ValueError: it has no attention.
-    """
-    network = config.network
-    if not (network.mid_attention or any(network.attention)):
-        raise ValueError("The network of this run has no attention that could be perturbed.")
-    where = "middle" if network.mid_attention else "all"
-    perturbed = dataclasses.replace(network, identity_attention=where)
-    return make_network(dataclasses.replace(config, network=perturbed))
 
 
 def make_sampler(

@@ -9,6 +9,7 @@ loss.png, samples_*.png, denoising.gif
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from choices import SCHEDULES, build
 from config import Config, DataConfig, load_config
 from diffjax import data
 from diffjax.core.learned_schedule import LearnedLogsnr
-from diffjax.networks import Functional, UNetConfig, classifier, unet
+from diffjax.networks import Functional, UNetConfig, classifier, unet, unet_attention_map
 from diffjax.networks.class_tokens import class_tokens
 from diffjax.training import ema_names, find_checkpoint, load_item, replicated
 
@@ -92,10 +93,14 @@ def load_run(
     return Run(config, network, params, int(path.name))
 
 
-def make_network(config: Config) -> Functional:
+def make_network(config: Config, make: Callable[[UNetConfig], Functional] = unet) -> Functional:
     """The network of a run; beside its parameters stand those of a schedule that is learned.
 
     Such params are {"network": ..., "schedule": ...}, of which `apply` reads the first.
+
+    Args:
+      config: of the run.
+      make: of the same parameters, what `apply` computes.
     """
     if config.autoencoding is not None:
         return autoencoder_network(config.autoencoding)
@@ -104,7 +109,7 @@ def make_network(config: Config) -> Functional:
     shape = network_config(config)
     # a context that no text fills is the class
     told = shape.context is not None and config.text is None
-    network = class_tokens(shape) if told else unet(shape)
+    network = class_tokens(shape, make) if told else make(shape)
     diffusion = config.diffusion
     schedule = build("schedule", diffusion.schedule, SCHEDULES, num_steps=diffusion.num_train_steps)
     if not isinstance(schedule, LearnedLogsnr):
@@ -117,6 +122,37 @@ def make_network(config: Config) -> Functional:
         return network.apply(params["network"], *inputs, **conditioning)
 
     return Functional(init, apply)
+
+
+def other_network(config: Config, network: Functional, weaker: str | None) -> Functional:
+    """The network that guides that of the run, with its parameters, for a `Guidance.weaker`.
+
+    Raises:
+      ValueError: it needs attention, and the run's network has none.
+    """
+    if weaker == "attention_map" and not (
+        config.network.mid_block and config.network.mid_attention
+    ):
+        raise ValueError(
+            "--guidance self_attention reads attention in the middle, but the network has none. "
+            "Train one with --network.mid-attention True."
+        )
+    if weaker == "attention_map":
+        return make_network(config, unet_attention_map)
+    return without_attention_maps(config) if weaker == "identity_attention" else network
+
+
+def without_attention_maps(config: Config) -> Functional:
+    """The network of a run with the identity for its attention maps, with the same parameters."""
+    network = config.network
+    if not (network.mid_attention or any(network.attention)):
+        raise ValueError(
+            "--guidance perturbed_attention perturbs attention, but the network has none. Train "
+            "one with --network.mid-attention True."
+        )
+    where = "middle" if network.mid_attention else "all"
+    perturbed = dataclasses.replace(network, identity_attention=where)
+    return make_network(dataclasses.replace(config, network=perturbed))
 
 
 def network_config(config: Config) -> UNetConfig:

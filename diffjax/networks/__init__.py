@@ -7,7 +7,7 @@ from diffjax.networks.classifier import classifier
 from diffjax.networks.controlnet import ControlNetConfig, controlnet
 from diffjax.networks.functional import Functional, count_parameters, functional
 from diffjax.networks.t2i_adapter import T2IAdapterConfig, t2i_adapter
-from diffjax.networks.unet import UNet, unet
+from diffjax.networks.unet import UNet, unet, unet_attention_map
 from diffjax.networks.unet_config import UNetConfig
 from diffjax.networks.unet_context import ContextConfig
 from diffjax.networks.unet_frames import FramesConfig
@@ -43,5 +43,6 @@ __all__ = [
     "sdxl_unet",
     "t2i_adapter",
     "unet",
+    "unet_attention_map",
     "vdm_cifar10",
 ]

@@ -147,6 +147,34 @@ class Attention(nnx.Module):
         return self.to_out[0](mixed) if self.projected else mixed
 
 
+def attention_received(
+    q: Array, k: Array, *, bias: Array | None = None, scale: float | None = None
+) -> Array:
+    """How much attention each position receives from all queries, averaged over the heads.
+
+        received[s] = sum_l mean_heads softmax(scale q k^T + bias)[l, s]
+
+    With as many queries as positions it is 1 on average: what self-attention guidance looks at.
+    Source: arXiv:2210.00939, Eq. 13 and Section 4.2.
+
+    Args:
+      q: [B, L, heads, head_dim].
+      k: [B, S, heads, head_dim].
+      bias, scale: as in `Attention`.
+
+    Returns:
+      [B, S] float32.
+
+    >>> attention_received(jnp.ones((2, 5, 1, 4)), jnp.ones((2, 5, 1, 4)))[0].round(3).tolist()
+    [1.0, 1.0, 1.0, 1.0, 1.0]
+    """
+    size = k.shape[1]
+    # mixed by the weights, unit vectors are the weights
+    units = jnp.broadcast_to(jnp.eye(size)[None, :, None], (*k.shape[:3], size))
+    weights = operations.attention(q, k, units, bias=bias, scale=scale)
+    return weights.mean(axis=2).sum(axis=1)
+
+
 def joint_attention(
     attentions: Sequence[Attention], streams: Sequence[Array], *, rotary: Rotary | None = None
 ) -> list[Array]:

@@ -35,7 +35,10 @@ class Functional(NamedTuple):
 
 
 def functional(
-    make: Callable[[nnx.Rngs], nnx.Module], *, param_dtype: Any = "float32"
+    make: Callable[[nnx.Rngs], Any],
+    *,
+    param_dtype: Any = "float32",
+    call: Callable[..., Array] = lambda module, *inputs, **rest: module(*inputs, **rest),
 ) -> Functional:
     """Turn a Flax NNX module into a pair of pure functions over plain dicts.
 
@@ -47,6 +50,8 @@ def functional(
       make: builds the module from `nnx.Rngs`. Where every parameter was made by
         `initialization.parameter`, it is called only once, abstractly; otherwise also by `init`.
       param_dtype: in which `init` returns the floating parameters.
+      call: (module, *inputs, **conditioning) -> array, what `apply` computes; the module's own call
+        by default.
 
     Returns:
       `Functional(init, apply)`. Params have the attribute names of the module as keys, positions
@@ -82,7 +87,7 @@ def functional(
             (path, variable.replace(flat[name])) for name, (path, variable) in variables.items()
         ]
         module = nnx.merge(graph, nnx.from_flat_state(state))
-        return module(*inputs, **conditioning)  # type: ignore[operator]
+        return call(module, *inputs, **conditioning)
 
     return Functional(init, apply)
 

@@ -13,6 +13,7 @@ arXiv:2011.13456, appendix H; VDM, arXiv:2107.00630, appendix C; latent diffusio
 SDXL, arXiv:2307.01952; GLIDE, arXiv:2112.10741.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -67,6 +68,34 @@ def unet(config: UNetConfig) -> Functional:
     return functional(lambda rngs: UNet(config, rngs=rngs), param_dtype=config.param_dtype)
 
 
+def unet_attention_map(config: UNetConfig) -> Functional:
+    """Where the middle of a UNet looks: its parameters, and the attention that each place receives.
+
+        init(key) -> params, those of `unet(config)`
+        apply(params, x, t, *, labels=None, **given) -> [B, *coarse spatial] float32, 1 on average
+
+    for self-attention guidance (`diffjax.blur_guidance`). In one compiled function with the network
+    itself the way down is computed once.
+
+    Raises:
+      ValueError: there is no attention in the middle, or one over the frames of a video.
+
+    >>> config = UNetConfig(block_out_channels=(8, 8), attention=(False, True), num_groups=4)
+    >>> init, apply = unet_attention_map(config)
+    >>> params = jax.eval_shape(init, jax.random.key(0))
+    >>> jax.eval_shape(apply, params, jnp.ones((2, 8, 8, 3)), jnp.ones(2)).shape
+    (2, 4, 4)
+    """
+    if not (config.mid_block and config.mid_attention) or config.frames is not None:
+        raise ValueError(
+            "The map is that of the attention in the middle block of a network of images; this one "
+            f"has mid_block {config.mid_block}, mid_attention {config.mid_attention} and frames "
+            f"{config.frames}."
+        )
+    make = lambda rngs: UNet(config, rngs=rngs)
+    return functional(make, param_dtype=config.param_dtype, call=UNet.attention_map)
+
+
 class UNet(Encoder):
     """The module behind `unet`; its call is documented there."""
 
@@ -109,6 +138,16 @@ class UNet(Encoder):
         y = y.reshape(*x.shape[:-1], -1)
         y = x + y if config.add_input else y
         return y / t.reshape(-1, *(1,) * (y.ndim - 1)) if config.sigma_clock else y
+
+    def attention_map(
+        self, x: Array, t: Array, *, labels: Array | None = None, **given: Array | None
+    ) -> Array:
+        """The attention that each place receives in the middle; see `unet_attention_map`."""
+        there = check_inputs(self.config, x, t, labels, given)
+        temb = self.embed(t, labels, None, there).astype(self.config.dtype)
+        x, told = self.prepare(x, there)
+        h, _ = self.descend(x, temb, itertools.repeat(None), told)
+        return self.mid_block.attention_map(h, temb)
 
     def _decode(self, h: Array, skips: list[Array], temb: Array, keys: Keys, told: Told) -> Array:
         """The way up, to an image in the dtype of the computation."""

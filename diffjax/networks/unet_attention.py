@@ -9,7 +9,7 @@ from flax import nnx
 from jax import Array
 
 from diffjax.networks import operations
-from diffjax.networks.attention import Attention
+from diffjax.networks.attention import Attention, attention_received
 from diffjax.networks.layers import Conv, GroupNorm, Linear, require_heads
 from diffjax.networks.normalization import LayerNorm
 from diffjax.networks.transformer import FeedForward, TransformerBlock
@@ -85,6 +85,15 @@ class SelfAttention(nnx.Module):
             mixed = self._mix(h, seen, bias if self.sees_context else None)
         mixed = mixed.reshape(*h.shape[:2], -1)
         return (x + self.to_out[0](mixed).reshape(x.shape)) * self.residual_scale
+
+    def attention_map(self, x: Array) -> Array:
+        """The attention that positions receive from each other, [B, *spatial]; 1 on average."""
+        h = self.group_norm(x) if self.normalised else x
+        h = h.reshape(x.shape[0], -1, x.shape[-1])
+        if self.to_k is None:
+            raise ValueError("these positions attend to a context alone, not to each other")
+        received = attention_received(self._heads(self.to_q, h), self._heads(self.to_k, h))
+        return received.reshape(x.shape[:-1])
 
     def _mix(self, h: Array, seen: list[tuple[Array, Array]], bias: Array | None) -> Array:
         k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*seen))
@@ -171,6 +180,18 @@ class SpatialTransformer(nnx.Module):
             run = lambda h, context, bias, block=block: block(h, context, context_bias=bias)
             h = (jax.checkpoint(run) if self.remat else run)(h, context, bias)
         return x + self.proj_out(h.reshape(shape))
+
+    def attention_map(self, x: Array) -> Array:
+        """The attention that positions receive from each other, [B, *spatial]; 1 on average.
+
+        It is that of the first block.
+        """
+        h = self.proj_in(self.norm(x))
+        block = self.transformer_blocks[0]
+        if block.only_context:
+            raise ValueError("these positions attend to a context alone, not to each other")
+        q, k, _ = block.attn1.project(block.norm1(h.reshape(x.shape[0], -1, h.shape[-1])))
+        return attention_received(q, k, scale=block.attn1.scale).reshape(x.shape[:-1])
 
 
 def block_of_attentions(

@@ -143,6 +143,10 @@ class MidBlock(nnx.Module):
             h = _nth(self, index, told.frames)(h, temb, next(keys), told)
         return h
 
+    def attention_map(self, h: Array, temb: Array) -> Array:
+        """The attention that positions receive in the first attention, [B, *spatial]."""
+        return self.attentions[0].attention_map(self.resnets[0](h, temb, None, ()))
+
 
 class UpBlock(nnx.Module):
     """The residual blocks of one level on the way up, each joined with a kept output."""

@@ -16,7 +16,7 @@ from diffjax.networks import Functional
 from diffjax.training import make_mesh
 from guidances import GUIDANCES, Guides
 from model import SampleOptions, make_sampler, sampling_defaults, sampling_denoiser
-from runs import Run
+from runs import Run, make_network
 
 CONFIG = CONFIGS["digits"]
 LEVEL = dj.NoiseLevel(*jnp.array([500.0, 0.6, 0.8]))
@@ -47,7 +47,8 @@ def options(name, scale, **changes):
 
 
 PLAIN = options("classifier_free", 1.0)
-OF_DENOISERS = sorted(set(GUIDANCES) - {"cfg_plus_plus", "apg_momentum", "perturbed_attention"})
+WITH_ATTENTION = {"perturbed_attention", "self_attention"}
+OF_DENOISERS = sorted(set(GUIDANCES) - {"cfg_plus_plus", "apg_momentum"} - WITH_ATTENTION)
 
 
 @pytest.mark.parametrize("name", OF_DENOISERS)
@@ -71,13 +72,38 @@ def test_guidances_that_are_solvers_get_both_estimates(name):
     assert generate(0.3, jax.random.key(0), jnp.arange(2), LABELS).shape == (2, 8, 8, 1)
 
 
-def test_attention_that_is_not_there_cannot_be_perturbed():
-    with pytest.raises(ValueError, match="has no attention"):
-        sampling_denoiser(CONFIG, NETWORK, options("perturbed_attention", 2.0))
-    attentive = dataclasses.replace(CONFIG.network, attention=(False, True), num_groups=4,
-                                    block_out_channels=(8, 8))  # fmt: skip
+@pytest.mark.parametrize("name", sorted(WITH_ATTENTION))
+def test_attention_that_is_not_there_cannot_guide(name):
+    with pytest.raises(ValueError, match=f"{name} .* the network has none"):
+        sampling_denoiser(CONFIG, NETWORK, options(name, 2.0))
+
+
+def test_guidances_by_attention_read_the_network_of_the_run():
+    attentive = dataclasses.replace(
+        CONFIG.network, attention=(False, False), mid_attention=True, num_groups=4,
+        block_out_channels=(8, 8), zero_init=False,
+    )  # fmt: skip
     config = dataclasses.replace(CONFIG, network=attentive)
-    sampling_denoiser(config, NETWORK, options("perturbed_attention", 2.0))
+    network = make_network(config)
+    names = {
+        "off": options("self_attention", 1.0),
+        "seen": options("self_attention", 3.0),
+        "everywhere": options("self_attention(threshold=-1.0)", 3.0),
+        "nowhere": options("self_attention(threshold=99.0)", 3.0),
+        "blurred": options("blurred", 3.0),
+        "perturbed": options("perturbed_attention", 3.0),
+    }
+
+    @jax.jit
+    def run(params):
+        denoiser = lambda each: sampling_denoiser(config, network, each)(params, LABELS)
+        return {name: denoiser(each)(X, LEVEL) for name, each in names.items()}
+
+    found = run(network.init(jax.random.key(0)))
+    np.testing.assert_allclose(found["nowhere"], found["off"], atol=1e-5)
+    np.testing.assert_allclose(found["everywhere"], found["blurred"], atol=1e-5)
+    for one, other in (("seen", "off"), ("seen", "blurred"), ("perturbed", "off")):
+        assert np.abs(found[one] - found[other]).max() > 1e-4
 
 
 def args(**changes):
