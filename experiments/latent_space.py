@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from autoencoding import (
@@ -133,18 +134,18 @@ def prepare_latents(
 
 def copy_autoencoder(folder: str, workdir: Path) -> None:
     """Copy the autoencoder into the run folder, if it is not there."""
-    if (workdir / FOLDER).is_dir():
-        return
-    if not folder:
-        raise ValueError("This run diffuses latents: give --autoencoder FOLDER.")
-    found = find_autoencoder(folder)
-    if jax.process_index() == 0:
-        draft = workdir / f"{FOLDER}.tmp"
+    target = workdir / FOLDER
+    if jax.process_index() == 0 and not target.is_dir():
+        if not folder:
+            raise ValueError("This run diffuses latents: give --autoencoder FOLDER.")
+        found, draft = find_autoencoder(folder), workdir / f"{FOLDER}.tmp"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         for path in (found / "config.json", *found.glob("*.safetensors*")):
             shutil.copyfile(path, draft / path.name)
-        draft.rename(workdir / FOLDER)
+        draft.rename(target)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the autoencoder is copied")
 
 
 def identity_of(images: DataConfig, workdir: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from diffjax import data
 from diffjax.core.conditioning import with_drops
 from diffjax.core.latents import latent_loss
 from diffjax.core.losses import Loss
+from diffjax.data.captions import all_captions
 from diffjax.data.sources import as_x0
 from diffjax.networks import Functional, count_parameters
 from diffjax.training import (
@@ -232,7 +233,8 @@ def make_previewer(
     texts = None
     if encode is not None:
         source = open_source(config.data)
-        texts = encode([source[int(i) // columns]["caption"] for i in positions])
+        told = lambda i: all_captions(source[int(i) // columns], config.data.long_captions)[-1]
+        texts = encode([told(i) for i in positions])
     bars: list[tqdm] = []
 
     def count(_):
