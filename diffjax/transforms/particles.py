@@ -9,10 +9,14 @@ and when the weights become uneven, light particles give way to copies of heavy 
 
 (PiGDM's approximation) the step from level t to s and the weight are
 
-    x_s ~ N(mean(x_t, x0 + (sigma^2 / alpha) grad log_twist), variance)
+    x_s ~ N(mean(x_t, x0 + (sigma^2 / alpha) grad log_twist), variance + share^2 tau^2)
     weight *= p(x_s | x_t) twist(x_s) / (proposal(x_s | x_t) twist(x_t))
 
-and at the clean end twist(x0) is the likelihood N(y; A x0, sigma_y^2 I) itself. As the number of
+with mean and variance of q(x_s | x_t, x0), and share the factor of x0 in that mean: what is not
+known of x0 moves x_s too, and for data N(0, sigma_data^2 I) steps of any length are exact. With
+sigma_data = 1 that is DDPM's larger variance, with 0 its smaller one.
+
+At the clean end twist(x0) is the likelihood N(y; A x0, sigma_y^2 I) itself. As the number of
 particles grows, their distribution becomes the posterior under the ancestral sampler's own
 distribution of x0.
 
@@ -61,7 +65,7 @@ def twisted(
       num_particles: K in a group; must divide B.
       threshold: resample when the effective number of particles, 1 / sum of squared weights, is
         below this share of K.
-      sigma_data: standard deviation of the data, for the twist.
+      sigma_data: standard deviation of the data, for tau.
       max_iterations: of conjugate gradients.
       normal: how noise is drawn; another function than the default may replay recorded draws.
 
@@ -97,9 +101,11 @@ def twisted(
 
         mean, variance = q_posterior(x, x0, current, next_)
         lean = q_posterior(x, x0 + shift, current, next_)[0] - mean
+        share = q_posterior(jnp.zeros_like(x), jnp.ones_like(x), current, next_)[0]
+        variance = variance + share**2 * isotropic_variance(expand_level(current, x), sigma_data)
         # the last step is the denoiser's alone: without noise, proposals cannot be reweighed
         noisy = jnp.asarray(next_.sigma) > 0
-        lean, std = jnp.where(noisy, lean, 0.0), safe_sqrt(variance)
+        lean, std = jnp.where(noisy, lean, 0.0), jnp.where(noisy, safe_sqrt(variance), 0.0)
         noise = normal(keys, x.shape[1:], x.dtype)
         moved = mean + lean + std * noise
         # log p(x_s | x_t) - log proposal(x_s | x_t)

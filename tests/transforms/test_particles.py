@@ -52,6 +52,22 @@ def test_the_particles_are_posterior_samples_of_a_mixture(sigma_y):
     np.testing.assert_array_less(np.abs(groups.mean(0) - expected(sigma_y)), 4 * error)
 
 
+def test_steps_of_any_length_are_exact_for_isotropic_data():
+    data, levels = exact.gaussian([0.3, -0.2], 0.36), schedules.linear()(grids.uniform(4))
+
+    @jax.jit
+    def draw(start):
+        solver = twisted(measure, Y[None], sigma_y=1e3, num_particles=1, sigma_data=jnp.sqrt(0.36))
+        return sample(jax.random.key(2), start, exact.denoiser(data), solver, levels)
+
+    result = np.asarray(draw(initial_noise(jax.random.key(3), (20_000, 2), levels)), np.float64)
+    # the last step draws no noise: it is the mean of x0 given x
+    last = jax.tree.map(lambda leaf: leaf[-2], levels)
+    left = 1.0 / (1.0 / 0.36 + (last.alpha / last.sigma) ** 2)
+    variance = result.var(axis=0)
+    np.testing.assert_allclose(variance, 0.36 - left, rtol=4 * np.sqrt(2 / len(result)))
+
+
 def test_the_same_lean_without_weights_is_biased():
     denoise = pigdm(exact.denoiser(PRIOR), measure, Y[None], sigma_y=NOISE)
     result = jax.jit(lambda x: sample(jax.random.key(1), x, denoise, ancestral(), LEVELS))(START)
