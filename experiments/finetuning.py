@@ -23,10 +23,11 @@ import numpy as np
 from jax import Array
 
 from diffjax.networks.clip import CLIPTextConfig
-from diffjax.networks.controlnet import ControlNetConfig, controlnet, controlnet_from_unet
+from diffjax.networks.controlnet import controlnet, controlnet_from_unet
 from diffjax.networks.functional import Params
 from diffjax.pipelines import Inputs, System, make_system, steered, with_control
 from diffjax.pretrained import Components, Model, save_model
+from diffjax.pretrained.controlnet import controlnet_of_unet
 from diffjax.pretrained.folders import PICKLES
 from diffjax.pretrained.lora_adapters import apply_adapters, init_adapters, save_adapters
 from diffjax.pretrained.models import ARCHITECTURES
@@ -138,10 +139,9 @@ def controlnet_tuning(
     system = make_system(parts)
     unet = parts.models["unet"]
     halvings = round(math.log2(system.size[0] / system.latent_shape(*system.size)[0]))
-    shape = ControlNetConfig(unet.config, condition_widths=(16, 32, 96, 256)[: halvings + 1])
-    made = dataclasses.replace(shape, dtype=config.dtype)
-    if config.remat:
-        made = dataclasses.replace(made, encoder=dataclasses.replace(unet.config, remat=True))
+    shape = controlnet_of_unet(unet.config, condition_widths=(16, 32, 96, 256)[: halvings + 1])
+    encoder = dataclasses.replace(shape.encoder, remat=config.remat)
+    made = dataclasses.replace(shape, encoder=encoder, dtype=config.dtype)
     params = controlnet_from_unet(key, shape, unet.params)
     model = Model(shape, controlnet(made), params)
 

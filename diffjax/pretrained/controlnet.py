@@ -1,5 +1,8 @@
 """The folders of diffusers' ControlNetModel."""
 
+from dataclasses import replace
+from typing import Any
+
 from diffjax.networks.controlnet import ControlNetConfig, controlnet
 from diffjax.networks.unet import unet
 from diffjax.networks.unet_config import UNetConfig
@@ -48,3 +51,22 @@ CONTROLNET = Architecture(
     read=lambda saved: {"encoder": read_settings(_ENCODER, saved)},
     write=lambda config: write_settings(_ENCODER, config.encoder),
 )
+
+
+def controlnet_of_unet(config: UNetConfig, **changes: Any) -> ControlNetConfig:
+    """The ControlNet of a UNet, as a folder can hold it: what only the way up has is left out.
+
+    Args:
+      config: of the UNet.
+      **changes: fields of `ControlNetConfig`, such as condition_widths.
+
+    Raises:
+      UnsupportedError: no folder of a ControlNet can hold the UNet's way down.
+
+    >>> from diffjax.networks.unet_latent_presets import sd1_unet
+    >>> controlnet_of_unet(sd1_unet()).encoder.block_out_channels
+    (320, 640, 1280, 1280)
+    """
+    saved = write_settings(CONTROLNET, ControlNetConfig(config))
+    options = {"dtype": "float32", "param_dtype": "float32"}
+    return replace(read_settings(CONTROLNET, saved, **options), **changes)

@@ -234,7 +234,9 @@ def test_the_first_steps_of_lora_move_all_ups_and_then_all_downs(model, pictures
         assert np.isfinite(metrics["loss"])
 
 
-def test_a_controlnet_starts_as_the_way_down_of_the_unet_with_zeros_behind(model, pictures, parts):
+def test_a_controlnet_starts_as_the_way_down_of_the_unet_with_zeros_behind(
+    model, pictures, parts, tmp_path
+):
     tuning = make_tuning(config_for("controlnet", model, pictures), parts, model)
     unet = flatten(parts.params["unet"])
     for path, leaf in flatten(tuning.trainable["controlnet"]).items():
@@ -242,6 +244,8 @@ def test_a_controlnet_starts_as_the_way_down_of_the_unet_with_zeros_behind(model
             np.testing.assert_array_equal(leaf, unet[path])
         elif path[0] != "controlnet_cond_embedding":
             assert not np.any(leaf)
+    saved = load_model(tuning.save(tuning.trainable, tmp_path)).params
+    chex.assert_trees_all_equal(saved, tuning.trainable["controlnet"])
     assert {path[0] for path in unet} - {"up_blocks", "conv_norm_out", "conv_out"} <= set(
         tuning.trainable["controlnet"]
     )
