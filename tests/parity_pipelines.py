@@ -434,9 +434,7 @@ def _skipping(run: Run, recorder: Recorder, conditions: list) -> tuple[Run, Reco
 
     count = len(run.outputs["result"])
     marked = [{**each, "skips": np.full(count, float(i == 0))} for i, each in enumerate(conditions)]
-    recorder.differs = (
-        "the reference ignores clip_skip in negative prompts; diffjax leaves the layers out in both"
-    )
+    recorder.differs = "clip-skip-in-negatives, see docs/diffusers_differences.md"
     return run._replace(system=run.system._replace(condition=condition)), recorder, marked
 
 
@@ -459,10 +457,7 @@ def _sdxl(run: Run, recorder: Recorder) -> jax.Array:
         rows = np.tile([each["time_ids"][0] for each in conditions[::-1]], (count, 1))
         halves = rows[count:], rows[:count]
         conditions = [{**each, "time_ids": half} for each, half in zip(conditions, halves)]
-        recorder.differs = (
-            "the reference gives the sizes of the negative prompt to the samples of even number, "
-            "also under the prompt; diffjax gives them to the negative prompts"
-        )
+        recorder.differs = "sizes-of-negatives, see docs/diffusers_differences.md"
     return make_images(*_skipping(run, recorder, conditions), part=part)
 
 
@@ -530,10 +525,7 @@ def _pndm_img2img(run: Run, recorder: Recorder, conditions: list) -> jax.Array:
             **options,
         )
 
-    recorder.differs = (
-        "the reference cuts PNDM's list of times, which holds one of them twice, and so a level is "
-        "skipped; diffjax walks all of them"
-    )
+    recorder.differs = "pndm-image-to-image, see docs/diffusers_differences.md"
     return make_images(run, recorder, conditions, task)
 
 
