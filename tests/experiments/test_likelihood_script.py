@@ -3,16 +3,20 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
+import dequantization
 import likelihood
 from config import DataConfig
 from configs import CONFIGS
 from diffjax.core import exact, schedules
+from diffjax.core.keys import sample_keys
 from diffjax.core.levels import expand
+from diffjax.core.likelihood import bits_per_dim, dequantize
 from diffjax.networks import Functional
 from runs import Run
 
@@ -83,6 +87,34 @@ def test_figures_do_not_depend_on_the_batches_and_parts_make_the_bound(call):
         np.testing.assert_allclose(cut[name], whole[name], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(sum(whole[part] for part in likelihood.PARTS), whole["bound"])
     assert "bound_stderr" in whole
+
+
+def test_fitted_places_come_nearer_to_the_probability_than_even_ones():
+    """All values are 0, and the model is a normal distribution narrower than their bins."""
+    spread, num_dims = 0.02, 4
+    gaussian = exact.denoiser(exact.gaussian(np.zeros(num_dims), spread**2))
+
+    def make(params, labels):
+        return lambda x, level: gaussian(x.reshape(len(x), num_dims), level).reshape(x.shape)
+
+    config = CONFIGS["digits_vp"]
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_bins=17))
+    run = Run(config, Functional(lambda key: jnp.array(1.0), simple), jnp.array(1.0), 7)
+    images, table_of_levels = np.zeros((8, 2, 2, 1), np.float32), schedules.cosine_betas()
+    table = dequantization.fit(
+        jax.random.key(0), run, make, table_of_levels, images, None, num_steps=150, batch_size=32
+    )
+
+    def bits(places):
+        keys, x0 = sample_keys(jax.random.key(1), jnp.arange(500)), jnp.zeros((500, 2, 2, 1))
+        u, log_q = places(keys, x0)
+        x = dequantize(x0, u, num_bins=17)
+        nats = stats.norm.logpdf(x, scale=spread).sum(axis=(1, 2, 3)) - log_q
+        return bits_per_dim(nats, num_dims, num_bins=17).mean()
+
+    perfect_bits = -np.log2(1.0 - 2.0 * stats.norm.cdf(-1 / 16 / spread))
+    even, fitted = bits(dequantization.uniform), bits(dequantization.learned(table, 17))
+    assert perfect_bits < fitted < perfect_bits + 0.25 * (even - perfect_bits)
 
 
 @pytest.mark.parametrize("schedule", ["linear_betas", "flow"])
