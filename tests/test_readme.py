@@ -66,3 +66,15 @@ def test_the_commands_name_scripts_and_flags_that_exist(command, capsys):
 def test_the_links_lead_to_files(name):
     for link in re.findall(r"\]\(([^)#:]+)\)", DOCUMENTS[name]):
         assert (ROOT / name).parent.joinpath(link).exists(), link
+
+
+PLACE = re.compile(r"`([\w/]+\.py)`(?:: ((?:`\w+`(?:, )?)+))?")
+places = list(PLACE.finditer(DOCUMENTS["docs/papers.md"]))
+
+
+@pytest.mark.parametrize("path", sorted({place[1] for place in places}))
+def test_what_a_paper_became_stands_where_the_page_says(path):
+    source = (ROOT / "diffjax" / path).read_text()
+    for place in places:
+        for name in re.findall(r"\w+", place[2] or "") if place[1] == path else []:
+            assert re.search(rf"^(def {name}\(|class {name}\b|{name}\b.* = )", source, re.M), name
