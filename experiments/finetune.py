@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.sharding import Mesh
@@ -35,7 +34,7 @@ from diffjax.core.losses import WEIGHTS
 from diffjax.data.folder import SUFFIXES
 from diffjax.networks import count_parameters
 from diffjax.pipelines.training import null_prompt, system_loss
-from diffjax.pretrained import Components, find_folder, load_components
+from diffjax.pretrained import Scheduler, find_folder, load_components
 from diffjax.training import (
     TrainState,
     batch_sharding,
@@ -112,9 +111,9 @@ def check_config(config: FinetuneConfig) -> None:
         raise ValueError(f"--prompt {config.prompt!r} lacks the word {token} that is learned.")
 
 
-def make_loss(config: FinetuneConfig, parts: Components, tuning: Tuning, size: tuple[int, int]):
+def make_loss(config: FinetuneConfig, scheduler: Scheduler, tuning: Tuning, size: tuple[int, int]):
     """The loss of the joined params on a batch of the data."""
-    schedule = parts.schedulers["scheduler"].schedule
+    schedule = scheduler.schedule
     weight = null = None
     if config.weight is not None:
         weight = build("weight", config.weight, WEIGHTS, schedule=schedule)
@@ -128,7 +127,7 @@ def make_loss(config: FinetuneConfig, parts: Components, tuning: Tuning, size: t
 
 def make_draw(
     config: FinetuneConfig,
-    parts: Components,
+    scheduler: Scheduler,
     tuning: Tuning,
     size: tuple[int, int],
     mesh: Mesh,
@@ -136,13 +135,14 @@ def make_draw(
 ) -> Draw:
     """Compile `draw(trainable, first, conditions)`: pictures, the first of that number."""
     system = tuning.system
-    scheduler = parts.schedulers["scheduler"]
     steps = config.preview.num_steps
     plan = pipelines.make_plan(scheduler, steps, grid=system.grid(*size, steps))
     guided = partial(dj.classifier_free, guidance_scale=guidance_scale)
 
-    @partial(jax.jit, out_shardings=batch_sharding(mesh))
-    def run(trainable, frozen, keys, conditions, levels):
+    # whole on every process; keys cannot be placed on several of them, so they are made here
+    @partial(jax.jit, out_shardings=replicated(mesh))
+    def run(trainable, frozen, positions, conditions, levels):
+        keys = sample_keys(jax.random.key(config.seed), positions)
         return pipelines.txt2img(
             system, tuning.join(trainable, frozen), keys, conditions, solver=plan.solver,
             levels=levels, height=size[0], width=size[1], initial_scale=plan.initial_scale,
@@ -151,10 +151,10 @@ def make_draw(
 
     def draw(trainable: Any, first: int, conditions: list) -> np.ndarray:
         count = len(next(iter(conditions[0].values())))
-        keys = sample_keys(jax.random.key(config.seed), first + jnp.arange(count))
-        keys, conditions = jax.device_put((keys, conditions), batch_sharding(mesh))
+        positions = np.arange(first, first + count, dtype=np.int32)
+        placed = jax.device_put((positions, conditions), batch_sharding(mesh))
         levels = jax.device_put(plan.levels, replicated(mesh))
-        return to_uint8(run(trainable, tuning.frozen, keys, conditions, levels))
+        return to_uint8(run(trainable, tuning.frozen, *placed, levels))
 
     return draw
 
@@ -174,7 +174,7 @@ def prepare(
 
 def make_previewer(
     config: FinetuneConfig,
-    parts: Components,
+    scheduler: Scheduler,
     tuning: Tuning,
     source: data.Source,
     size: tuple[int, int],
@@ -189,7 +189,7 @@ def make_previewer(
     conditions = prepare(tuning.system, prompts, size, options.guidance_scale)
     images = np.stack([example["image"] for example in examples]).astype(np.float32)
     conditions = tuning.steer(conditions, {"x0": images / 127.5 - 1.0})
-    draw = make_draw(config, parts, tuning, size, mesh, options.guidance_scale)
+    draw = make_draw(config, scheduler, tuning, size, mesh, options.guidance_scale)
 
     def preview(state: TrainState, suffix: str) -> None:
         pictures = draw(trained(config, state), 0, conditions)[: options.num_images]
@@ -200,7 +200,7 @@ def make_previewer(
 
 
 def make_prior(
-    config: FinetuneConfig, parts: Components, tuning: Tuning, size: tuple[int, int], mesh: Mesh,
+    config: FinetuneConfig, scheduler: Scheduler, tuning: Tuning, size: tuple[int, int], mesh: Mesh,
     folder: Path,
 ) -> None:  # fmt: skip
     """Let the model as it is make those pictures of the class that the folder lacks."""
@@ -217,7 +217,7 @@ def make_prior(
     count = rounded_up(config.batch_size, mesh)
     scale = config.preview.guidance_scale
     conditions = prepare(tuning.system, [str(config.prior.prompt)] * count, size, scale)
-    draw = make_draw(config, parts, tuning, size, mesh, scale)
+    draw = make_draw(config, scheduler, tuning, size, mesh, scale)
     with tqdm(total=wanted, initial=there, desc="pictures of the class", unit="picture") as bar:
         for first in range(there, wanted, count):
             pictures = draw(tuning.trainable, first, conditions)
@@ -228,14 +228,14 @@ def make_prior(
 
 
 def open_source(
-    config: FinetuneConfig, parts: Components, tuning: Tuning, mesh: Mesh, workdir: Path
+    config: FinetuneConfig, scheduler: Scheduler, tuning: Tuning, mesh: Mesh, workdir: Path
 ) -> data.Source:
     """The pictures to learn from, with those of the class and those that steer."""
     source = open_pictures(config, tuning.system)
     size = source.shape[:2]
     if config.prior.prompt is not None:
         folder = Path(config.prior.images or workdir / "prior")
-        make_prior(config, parts, tuning, size, mesh, folder)
+        make_prior(config, scheduler, tuning, size, mesh, folder)
         source = Both(source, open_prior(config, folder, size[0]))
     if config.method == "controlnet" and config.control.images is not None:
         source = with_conditions(source, config.control.images)
@@ -246,7 +246,7 @@ def train(
     config: FinetuneConfig,
     run: RunConfig,
     workdir: Path,
-    parts: Components,
+    scheduler: Scheduler,
     tuning: Tuning,
     mesh: Mesh,
 ) -> TrainState:
@@ -254,7 +254,7 @@ def train(
     rules = fsdp() if config.fsdp else ()
     places = params_sharding(tuning.frozen, mesh, rules)
     tuning = tuning._replace(frozen=jax.device_put(tuning.frozen, places))
-    source = open_source(config, parts, tuning, mesh, workdir)
+    source = open_source(config, scheduler, tuning, mesh, workdir)
     height, width = size = source.shape[:2]
     check_batch_size(config.batch_size, mesh)
     batches = data.batches(
@@ -267,14 +267,14 @@ def train(
     state = init_train_state(tuning.trainable, optimizer, ema_decay=config.ema_decay)
     state = shard_state(state, mesh, rules)
     step = make_frozen_step(
-        make_loss(config, parts, tuning, size), optimizer, tuning.join,
+        make_loss(config, scheduler, tuning, size), optimizer, tuning.join,
         ema_decay=config.ema_decay, accumulate=config.accumulate,
     )  # fmt: skip
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(step, donate_argnums=0, out_shardings=(layout, replicated(mesh)))
     preview = None
     if config.preview.num_images:
-        preview = make_previewer(config, parts, tuning, source, size, mesh, workdir)
+        preview = make_previewer(config, scheduler, tuning, source, size, mesh, workdir)
     with contextlib.closing(batches):
         state = run_steps(
             lambda state, batch, key: step(state, tuning.frozen, batch, key),
@@ -314,7 +314,9 @@ def main() -> None:
     parts = load_components(folder, dtype=config.dtype, variant=config.variant)
     tuning = make_tuning(config, parts, folder)
     claim_workdir(workdir, config)
-    state = train(config, run, workdir, parts, tuning, mesh)
+    scheduler = parts.schedulers["scheduler"]
+    del parts  # its params are the tuning's now
+    state = train(config, run, workdir, scheduler, tuning, mesh)
     # whole on every process, of which the first writes it
     result = jax.device_put(trained(config, state), replicated(mesh))
     if jax.process_index() == 0:

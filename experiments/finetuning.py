@@ -62,20 +62,22 @@ class Tuning(NamedTuple):
 def full(config: FinetuneConfig, parts: Components, folder: Path, key: Array) -> Tuning:
     """Train whole networks; a folder of the whole system is saved."""
     names = trained_parts(config, parts)
+    configs = {name: parts.models[name].config for name in names}
     params = parts.params
     trainable = {name: params[name] for name in names}
     frozen = {name: params[name] for name in params if name not in names}
 
     def save(trained: Params, workdir: Path) -> Path:
-        made = {name: (parts.models[name].config, trained[name]) for name in names}
+        made = {name: (configs[name], trained[name]) for name in names}
         return save_system(folder, workdir / "model", made, config.variant)
 
-    return Tuning(make_system(parts), trainable, frozen, union, save)
+    return Tuning(make_system(without_params(parts)), trainable, frozen, union, save)
 
 
 def lora(config: FinetuneConfig, parts: Components, folder: Path, key: Array) -> Tuning:
     """Train changes of low rank; a file for `text_to_image.py --lora` and diffusers is saved."""
-    models = {name: parts.models[name] for name in trained_parts(config, parts)}
+    shapes = without_params(parts)
+    models = {name: shapes.models[name] for name in trained_parts(config, parts)}
     adapters = init_adapters(key, models, config.lora.rank, targets=config.lora.targets)
     alpha = config.lora.rank if config.lora.alpha is None else config.lora.alpha
     scale = alpha / config.lora.rank
@@ -86,7 +88,7 @@ def lora(config: FinetuneConfig, parts: Components, folder: Path, key: Array) ->
         return path
 
     join = lambda trainable, frozen: apply_adapters(frozen, trainable, scale)
-    return Tuning(make_system(parts), adapters, parts.params, join, save)
+    return Tuning(make_system(shapes), adapters, parts.params, join, save)
 
 
 def textual_inversion(
@@ -127,7 +129,7 @@ def textual_inversion(
         save_embedding(path, word.token, vectors)
         return path
 
-    return Tuning(make_system(parts), trainable, frozen, join, save)
+    return Tuning(make_system(without_params(parts)), trainable, frozen, join, save)
 
 
 def controlnet_tuning(
@@ -136,14 +138,14 @@ def controlnet_tuning(
     """Train a ControlNet that begins as the UNet's own way down; its folder is saved."""
     if "unet" not in parts.models:
         raise ValueError(f"{parts.name} has no UNet; ControlNets here steer UNets.")
-    system = make_system(parts)
+    system = make_system(without_params(parts))
     unet = parts.models["unet"]
     halvings = round(math.log2(system.size[0] / system.latent_shape(*system.size)[0]))
     shape = controlnet_of_unet(unet.config, condition_widths=(16, 32, 96, 256)[: halvings + 1])
     encoder = dataclasses.replace(shape.encoder, remat=config.remat)
     made = dataclasses.replace(shape, encoder=encoder, dtype=config.dtype)
     params = controlnet_from_unet(key, shape, unet.params)
-    model = Model(shape, controlnet(made), params)
+    model = Model(shape, controlnet(made), {})
 
     def see(batch: Batch) -> Batch:
         images, pictures = split_pictures(batch["x0"])
@@ -196,6 +198,13 @@ def trained_parts(config: FinetuneConfig, parts: Components) -> list[str]:
 
 def text_encoders(parts: Components) -> list[str]:
     return [name for name in parts.models if name.startswith("text_encoder")]
+
+
+def without_params(parts: Components) -> Components:
+    """Parts that know the shapes of their params alone: a system of them keeps no copy alive."""
+    abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    strip = lambda model: model._replace(params=jax.tree.map(abstract, model.params))
+    return parts._replace(models={name: strip(model) for name, model in parts.models.items()})
 
 
 def with_remat(parts: Components) -> Components:

@@ -209,7 +209,7 @@ def test_a_saved_system_differs_from_its_origin_in_what_was_trained(model, parts
 def compiled_step(config, parts, folder):
     """A step of the configuration, and what it takes."""
     tuning = make_tuning(config, parts, folder)
-    loss = finetune.make_loss(config, parts, tuning, SIZE)
+    loss = finetune.make_loss(config, parts.schedulers["scheduler"], tuning, SIZE)
     optimizer = optax.adamw(1e-2)
     step = jax.jit(make_frozen_step(loss, optimizer, tuning.join, accumulate=config.accumulate))
     state = init_train_state(tuning.trainable, optimizer, ema_decay=())
