@@ -7,14 +7,16 @@
 | --ar W:H | the shape of the image, at the area of the model's own |
 | --seed N | the seed |
 | --no THINGS | the negative prompt |
-| --iw SHARE | how much of the initial image is kept, in [0, 1): strength = 1 - SHARE |
+| --iw SHARE | how much a picture counts, in [0, 1): the scale of an image prompt where there is |
+|            | one, otherwise what is kept of the initial image, strength = 1 - SHARE |
+| --chaos N | how unlike each other the images are, in [0, 100]: share of noise of their own |
 | --stylize N | guidance: 100 is what --guidance-scale says, 0 turns it off |
 """
 
 import re
 from typing import Any, NamedTuple
 
-SETTINGS = ("ar", "seed", "no", "iw", "stylize")
+SETTINGS = ("ar", "seed", "no", "iw", "stylize", "chaos")
 
 
 class PromptLine(NamedTuple):
@@ -26,6 +28,7 @@ class PromptLine(NamedTuple):
     negative: str | None = None
     image_weight: float | None = None
     stylize: float | None = None
+    chaos: float | None = None
 
 
 def parse_prompt_line(line: str) -> PromptLine:
@@ -54,6 +57,7 @@ def parse_prompt_line(line: str) -> PromptLine:
         negative=found.get("no"),
         image_weight=_read(found, "iw", lambda text: _within(float(text), 0.0, 0.99)),
         stylize=_read(found, "stylize", lambda text: _within(float(text), 0.0, 1000.0)),
+        chaos=_read(found, "chaos", lambda text: _within(float(text), 0.0, 100.0)),
     )
 
 

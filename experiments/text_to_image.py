@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,18 +29,22 @@ from tqdm import tqdm
 
 import diffjax as dj
 from choices import build
-from cli import parse_args, run_script
+from cli import parse_args, prepare_output, run_script
 from diffjax import pipelines
-from diffjax.core.keys import fold_in_each, sample_keys
-from diffjax.core.levels import add_noise
+from diffjax.core.keys import sample_keys
 from diffjax.pipelines import Plan, System
+from diffjax.pipelines.image_prompt import image_prompted, with_image_prompt
 from diffjax.pretrained import Components, Scheduler, find_folder, load_components, read_scheduler
+from diffjax.pretrained.ip_adapter import load_ip_adapter
 from diffjax.pretrained.lora import load_lora, merge_lora
 from diffjax.pretrained.schedulers import SCHEDULER_FILE
 from diffjax.pretrained.textual_inversion import load_embedding
 from diffjax.solvers import SOLVERS
 from diffjax.training import batch_sharding, make_mesh, replicated
+from export_sampler import export_sampler, require_flatbuffers
+from picture_models import Watch, seen_in
 from prompt_line import fit_size, parse_prompt_line
+from stages import Canvas, Mix, Stages
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Args:
     """a folder with model_index.json, or the name of a repository of the Hugging Face hub"""
     prompt: str = ""
     """what to show; (words:1.3) count more, (words:0.7) less; may end with --ar W:H, --seed N,
-    --no THINGS, --iw SHARE, --stylize N"""
+    --no THINGS, --iw SHARE, --stylize N, --chaos N"""
     negative_prompt: str | None = None
     """what not to show"""
     label: int | None = None
@@ -78,8 +83,20 @@ class Args:
     """images computed at once"""
     image: Path | None = None
     """a picture to start from"""
-    strength: float = 0.6
-    """how much of it is made anew, in (0, 1]"""
+    mask: Path | None = None
+    """a picture of its size, white where it is to be painted anew"""
+    strength: float | None = None
+    """how much of it is made anew, in (0, 1]; by default 0.6, and 1 under a mask"""
+    chaos: float = 100.0
+    """how unlike each other the images are: 100 for noise of their own, 0 for the same"""
+    ip_adapter: Path | None = None
+    """a file that lets the model see a picture beside the prompt"""
+    image_prompt: Path | None = None
+    """the picture that it sees"""
+    image_scale: float = 1.0
+    """how much that counts"""
+    image_encoder: Path | None = None
+    """folder of CLIP's image encoder; by default MODEL/image_encoder"""
     lora: tuple[str, ...] = ()
     """LoRA files, each FILE or FILE:SCALE"""
     embedding: tuple[Path, ...] = ()
@@ -88,6 +105,12 @@ class Args:
     """whether parentheses in prompts give weights"""
     variant: str | None = None
     """which copy of the weights, such as fp16"""
+    single_file: Path | None = None
+    """the weights in one file of the layout of the first releases, in the place of the folder's"""
+    safety_model: Path | None = None
+    """folder of a safety checker; pictures that it finds unsafe become black"""
+    export: Path | None = None
+    """FILE.npz: write the sampler, for --batch-size images, in the place of images"""
     output: Path = Path("images")
     """folder of the pictures"""
 
@@ -111,8 +134,12 @@ def merge_line(args: Args) -> Args:
         changes["seed"] = line.seed
     if line.negative is not None:
         changes["negative_prompt"] = line.negative
-    if line.image_weight is not None:
+    if line.image_weight is not None and args.image_prompt is not None:
+        changes["image_scale"] = line.image_weight
+    elif line.image_weight is not None:
         changes["strength"] = 1.0 - line.image_weight
+    if line.chaos is not None:
+        changes["chaos"] = line.chaos
     if line.stylize is not None:
         changes["guidance_scale"] = 1.0 + (args.guidance_scale - 1.0) * line.stylize / 100.0
     return dataclasses.replace(args, **changes)
@@ -123,8 +150,19 @@ def check_args(args: Args) -> None:
     for name in ("num_steps", "num_images", "batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least 1")
-    if args.image is not None and not args.image.is_file():
-        raise FileNotFoundError(f"--image {args.image} is not a file")
+    for name in ("image", "mask", "ip_adapter", "image_prompt", "single_file"):
+        path = getattr(args, name)
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"--{name.replace('_', '-')} {path} is not a file")
+    pairs = ("mask", "image"), ("image_prompt", "ip_adapter"), ("ip_adapter", "image_prompt")
+    for name, needed in pairs:
+        if getattr(args, name) is not None and getattr(args, needed) is None:
+            raise ValueError(f"--{name.replace('_', '-')} needs --{needed.replace('_', '-')}")
+    if not 0.0 <= args.chaos <= 100.0:
+        raise ValueError(f"--chaos is {args.chaos}; it must be in [0, 100]")
+    if args.export is not None:
+        prepare_output(args.export, ".npz")
+        require_flatbuffers()
     args.output.mkdir(parents=True, exist_ok=True)
     if not os.access(args.output, os.W_OK):
         raise PermissionError(f"--output {args.output} cannot be written")
@@ -143,7 +181,12 @@ def load_parts(args: Args, folder: Path) -> Components:
     """The parts of the model, with learned words and the LoRA files in them."""
     mesh = make_mesh()
     parts = load_components(
-        folder, dtype=args.dtype, param_dtype=args.dtype, variant=args.variant, mesh=mesh
+        folder,
+        dtype=args.dtype,
+        param_dtype=args.dtype,
+        variant=args.variant,
+        mesh=mesh,
+        single_file=args.single_file,
     )
     for path in args.embedding:
         if not path.is_file():
@@ -156,7 +199,10 @@ def load_parts(args: Args, folder: Path) -> Components:
             raise FileNotFoundError(f"--lora {text}: {name or text} is not a file")
         params = merge_lora(params, load_lora(name, parts.models), float(scale))
     models = {name: model._replace(params=params[name]) for name, model in parts.models.items()}
-    return parts._replace(models=models)
+    parts = parts._replace(models=models)
+    if args.ip_adapter is None:
+        return parts
+    return load_ip_adapter(args.ip_adapter, parts, scale=args.image_scale)
 
 
 def choose_scheduler(args: Args, folder: Path, parts: Components) -> Scheduler:
@@ -168,9 +214,9 @@ def choose_scheduler(args: Args, folder: Path, parts: Components) -> Scheduler:
 
 def make_steps(args: Args, scheduler: Scheduler, system: System, size: tuple[int, int]) -> Plan:
     """The steps of the run, with the scheduler's solver or one of diffjax."""
-    strength = args.strength if args.image is not None else 1.0
+    share = strength(args) if args.image is not None else 1.0
     grid = system.grid(*size, args.num_steps)
-    plan = pipelines.make_plan(scheduler, args.num_steps, strength=strength, grid=grid)
+    plan = pipelines.make_plan(scheduler, args.num_steps, strength=share, grid=grid)
     if args.solver is None or args.solver.endswith("Scheduler"):
         return plan
     solver = build("--solver", args.solver, SOLVERS, schedule=scheduler.schedule)
@@ -211,63 +257,27 @@ def make_guidance(args: Args, system: System):
     return guidance
 
 
-class Stages:
-    """The three programs of a run: from prompts to the first latents, a step, the pictures."""
+def make_canvas(args: Args, parts: Components, system: System, size: tuple[int, int]) -> Canvas:
+    """The picture to start from, and where it is painted anew."""
+    if args.image is None:
+        return Canvas(size)
+    image = read_picture(args.image, size)
+    if args.mask is None:
+        return Canvas(size, image)
+    hole = Image.open(args.mask).convert("L").resize((size[1], size[0]), Image.Resampling.NEAREST)
+    mask = (np.asarray(hole, np.float32)[..., None] > 127.5).astype(np.float32)
+    latents = system.latent_shape(*size)[-1]
+    takes = getattr(parts.models["unet"].config, "in_channels", 0) if "unet" in parts.models else 0
+    # networks for holes see the mask and the rest of the picture beside the latents
+    told_hole = takes == 2 * latents + 1
+    return Canvas(size, image, mask, told_hole, from_noise=strength(args) == 1.0)
 
-    def __init__(self, args: Args, system: System, plan: Plan, size: tuple[int, int], image: Any):
-        self.plan = plan
-        guidance = make_guidance(args, system)
 
-        def start(params, keys, conditions):
-            told = pipelines.conditioning(system, params, conditions)
-            x = pipelines.start_noise(system, keys, *size)
-            if image is None:
-                x = jnp.asarray(plan.initial_scale) * x
-            else:
-                images = jnp.broadcast_to(image, (len(keys), *image.shape))
-                level = jax.tree.map(lambda leaf: leaf[0], plan.levels)
-                x = add_noise(pipelines.encode(system, params, keys, images), x, level)
-            return told, x, plan.solver.init(x)
-
-        def advance(params, keys, told, x, state, i, levels):
-            several = guidance if len(told) > 1 else None
-            denoise = pipelines.denoiser(system, params, told, several)
-            at = lambda j: jax.tree.map(lambda leaf: leaf[j], levels)
-            return plan.solver.step(fold_in_each(keys, i), x, state, denoise, at(i), at(i + 1))
-
-        def finish(params, x):
-            images = system.decode(params, x)
-            return jnp.round(jnp.clip(images * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
-
-        self.functions: tuple[Callable, ...] = start, advance, finish
-
-    def compile(self, params: Any, keys: Any, conditions: list) -> "Stages":
-        """Make the programs, without running them."""
-        start, advance, finish = self.functions
-        first = jax.jit(start).lower(params, keys, conditions).compile()
-        places = first.output_shardings
-        given = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            jax.eval_shape(start, params, keys, conditions),
-            places,
-        )
-        # a step leaves its results where it found them, for the next one
-        step = jax.jit(advance, out_shardings=places[1:])
-        step = step.lower(params, keys, *given, 0, self.plan.levels).compile()
-        self.functions = first, step, jax.jit(finish).lower(params, given[1]).compile()
-        return self
-
-    def run(self, params: Any, keys: Any, conditions: list, bar: Any) -> np.ndarray:
-        """The pictures, [B, H, W, 3] uint8."""
-        start, advance, finish = self.functions
-        levels = self.plan.levels
-        told, x, state = start(params, keys, conditions)
-        for i in range(len(levels.t) - 1):
-            x, state = advance(params, keys, told, x, state, i, levels)
-            # wait for it, or the bar would run ahead of the devices
-            jax.block_until_ready(x)
-            bar.update(1)
-        return np.asarray(finish(params, x))
+def strength(args: Args) -> float:
+    """How much of the picture to start from is made anew."""
+    if args.strength is not None:
+        return args.strength
+    return 1.0 if args.mask is not None else 0.6
 
 
 def save_picture(path: Path, image: np.ndarray, settings: dict[str, Any]) -> None:
@@ -291,6 +301,23 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
+def make_pictures(args: Args, batches: range, make: Callable[[int], np.ndarray], size) -> None:
+    """Make the batches, look at them where a checker is given, and write them."""
+    watch = None if args.safety_model is None else Watch(args.safety_model)
+    settings = {**dataclasses.asdict(args), "height": size[0], "width": size[1]}
+    for first in batches:
+        images = make(first)
+        hidden = np.zeros(len(images), bool) if watch is None else watch(images)
+        for i, picture in enumerate(images[: args.num_images - first], start=first):
+            if hidden[i - first]:
+                reason = f"image {i} is black: {args.safety_model} finds it unsafe"
+                warnings.warn(reason, stacklevel=2)
+                picture = np.zeros_like(picture)
+            path = args.output / f"{args.seed:06d}_{i:04d}.png"
+            save_picture(path, picture, {**settings, "index": i})
+    print(f"Wrote {args.num_images} images to {args.output}")
+
+
 def main() -> None:
     given = parse_args(Args, description=__doc__)
     ratio = parse_prompt_line(given.prompt).aspect_ratio
@@ -301,35 +328,44 @@ def main() -> None:
     with told("loading"):
         parts = load_parts(args, folder)
     system = pipelines.make_system(parts)
-    if system.rate is not None:
-        raise ValueError(f"{args.model} makes videos or sounds; use experiments/generate.py")
     size = image_size(args, ratio, system)
     plan = make_steps(args, choose_scheduler(args, folder, parts), system, size)
-    image = None if args.image is None else read_picture(args.image, size)
+    canvas = make_canvas(args, parts, system, size)
 
     mesh = make_mesh()
     devices = mesh.shape["data"]
     # every batch is filled up to a multiple of the devices
-    count = -(-min(args.batch_size, args.num_images) // devices) * devices
-    place = partial(jax.device_put, device=batch_sharding(mesh))
-    conditions = place(make_conditions(args, system, size, count))
-    plan = plan._replace(levels=jax.device_put(plan.levels, replicated(mesh)))
-    params = jax.device_put(parts.params, replicated(mesh))
+    wanted = args.batch_size if args.export else min(args.batch_size, args.num_images)
+    count = -(-wanted // devices) * devices
+    place, everywhere = (
+        partial(jax.device_put, device=where) for where in (batch_sharding(mesh), replicated(mesh))
+    )
+    conditions = make_conditions(args, system, size, count)
+    if args.image_prompt is not None:
+        system = image_prompted(system, parts)
+        seen = seen_in(args.image_prompt, args.image_encoder or folder / "image_encoder")
+        conditions = with_image_prompt(conditions, jnp.tile(seen, (count, 1)))
+    conditions = place(conditions)
+    plan = plan._replace(levels=everywhere(plan.levels))
+    params = everywhere(parts.params)
     keys = lambda first: place(sample_keys(jax.random.key(args.seed), first + np.arange(count)))
-    stages = Stages(args, system, plan, size, image)
+    # no sample has this number
+    common = sample_keys(jax.random.key(args.seed), jnp.array([-1]))
+    mix = everywhere(Mix(common, jnp.float32(args.chaos / 100.0)))
+    stages = Stages(system, plan, canvas, make_guidance(args, system))
+    if args.export is not None:
+        with told("exporting"):
+            export_sampler(args.export, stages, params, keys(0), conditions, mix)
+        print(f"Wrote a sampler of {count} images to {args.export}")
+        return
     with told("compiling"):
-        stages.compile(params, keys(0), conditions)
+        stages.compile(params, keys(0), conditions, mix)
 
     batches = range(0, args.num_images, count)
     steps = len(batches) * (len(plan.levels.t) - 1)
-    settings = {**dataclasses.asdict(args), "height": size[0], "width": size[1]}
     with tqdm(total=steps, desc="sampling", unit="step") as bar:
-        for first in batches:
-            images = stages.run(params, keys(first), conditions, bar)
-            for i, picture in enumerate(images[: args.num_images - first], start=first):
-                path = args.output / f"{args.seed:06d}_{i:04d}.png"
-                save_picture(path, picture, {**settings, "index": i})
-    print(f"Wrote {args.num_images} images to {args.output}")
+        make = lambda first: stages.run(params, keys(first), conditions, mix, bar)
+        make_pictures(args, batches, make, size)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 import json
+import os
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import export_sampler
 import text_to_image
 from prompt_line import fit_size, parse_prompt_line
 
@@ -44,10 +48,60 @@ def test_pictures_belong_to_their_seed_and_say_how_they_were_made(monkeypatch, t
     assert (settings["index"], settings["height"], settings["num_steps"]) == (2, 16, 3)
 
 
+@pytest.mark.slow
+def test_a_sampler_in_one_file_needs_jax_alone(monkeypatch, tmp_path):
+    words = ["--prompt", "a cat", "--num-steps", "2", "--batch-size", "2", "--dtype", "bfloat16"]
+    pytest.importorskip("flatbuffers")
+    images = make(monkeypatch, tmp_path, *words, "--num-images", "2")
+    file = tmp_path / "sampler.npz"
+    make(monkeypatch, tmp_path, *words, "--export", str(file))
+    doc = str(export_sampler.__doc__)
+    program = textwrap.dedent(doc[doc.index("    import") : doc.index("JAX needs")])
+    program = program.replace('"sampler.npz"', repr(str(file)))
+    alone = "import sys; assert not {'diffjax', 'flax'} & sys.modules.keys()"
+    save = f"np.save({str(tmp_path / 'images.npy')!r}, images)"
+    run = [sys.executable, "-c", "\n".join([program, alone, save])]
+    environment = {name: each for name, each in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(run, check=True, timeout=300, env=environment, cwd=tmp_path)
+    found = np.load(tmp_path / "images.npy")
+    expected = np.stack([image for image, _ in images.values()])
+    # one program and three round differently in bfloat16
+    assert np.abs(found.astype(int) - expected).mean() < 2
+
+
+@pytest.mark.slow
+def test_noise_in_common_and_masks(monkeypatch, tmp_path):
+    draw = np.random.default_rng(0)
+    Image.fromarray(draw.integers(0, 255, (16, 16, 3), np.uint8)).save(tmp_path / "image.png")
+    Image.new("L", (16, 16), 0).save(tmp_path / "nowhere.png")
+    Image.new("L", (16, 16), 255).save(tmp_path / "everywhere.png")
+    settings = ["--num-steps", "2", "--num-images", "2"]
+    run = lambda name, *words: [
+        image.astype(int)
+        for image, _ in make(monkeypatch, tmp_path / name, *settings, *words).values()
+    ]
+    first, second = run("plain", "--prompt", "a cat")
+    assert np.abs(first - second).max() > 5
+    same, again = run("alike", "--prompt", "a cat --chaos 0")
+    assert np.abs(same - again).max() <= 1
+    start = ["--image", str(tmp_path / "image.png"), "--mask"]
+    painted = run("a", *start, str(tmp_path / "everywhere.png"), "--prompt", "a cat")
+    np.testing.assert_allclose(painted, [first, second], atol=1)
+    kept = run("b", *start, str(tmp_path / "nowhere.png"), "--prompt", "a cat")
+    others = run("c", *start, str(tmp_path / "nowhere.png"), "--prompt", "two dogs")
+    np.testing.assert_allclose(kept, others, atol=1)
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--prompt", "a cat --chaos 9"], "--chaos 9 in the prompt is unknown"),
+        (["--prompt", "a cat --speed 9"], "--speed 9 in the prompt is unknown"),
+        (["--chaos", "101"], "--chaos is 101"),
+        (["--mask", "none.png"], "none.png is not a file"),
+        (["--mask", __file__], "--mask needs --image"),
+        (["--ip-adapter", __file__], "--ip-adapter needs --image-prompt"),
+        (["--single-file", __file__], "not a readable safetensors file"),
+        (["--export", "sampler.zip"], "expected FILE.npz"),
         (["--num-steps", "0"], "--num-steps is 0"),
         (["--image", "none.png"], "none.png is not a file"),
         (["--height", "17"], "multiples of 2"),
@@ -64,11 +118,14 @@ def test_what_cannot_be_done_is_refused_in_one_line(monkeypatch, tmp_path, words
 
 
 def test_settings_in_a_prompt():
-    line = parse_prompt_line("a red cat --ar 16:9 --no dogs, people --iw 0.25 --stylize 50")
+    line = parse_prompt_line(
+        "a red cat --ar 16:9 --no dogs, people --iw 0.25 --stylize 50 --chaos 20"
+    )
     assert line.prompt == "a red cat"
     assert line.negative == "dogs, people"
     assert line.aspect_ratio == pytest.approx(16 / 9)
     assert (line.seed, line.image_weight, line.stylize) == (None, 0.25, 50.0)
+    assert line.chaos == 20.0
     assert parse_prompt_line("a well-known cat -- and a dog").prompt.endswith("a dog")
 
 
