@@ -72,6 +72,8 @@ class Purify(Classifiers):
     """share of the grid that purification walks"""
     grid_steps: int = 24
     """steps of the whole grid"""
+    num_draws: int = 8
+    """purifications of each digit; the probabilities that the classifier gives them are averaged"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +170,8 @@ def fit(
 
 
 def purify(args: Purify) -> None:
+    if args.num_draws < 1:
+        raise ValueError(f"--num-draws is {args.num_draws}; at least one is needed.")
     real, tested = read_sets(args)
     run, network = load_run(args.workdir, make_mesh()), make_classifier()
     null = run.config.network.num_classes
@@ -187,9 +191,15 @@ def purify(args: Purify) -> None:
         )
         denoise = denoiser(weights, jnp.full_like(tested.labels, null))
         walk = {"solver": dj.ddim(eta=1.0), "levels": levels, "strength": args.strength}
-        purified = lambda x: dj.image_to_image(key, x, denoise, **walk)
-        shown = tested.images, attacked, purified(attacked), purified(tested.images)
-        return [accuracy(network, params, x, tested.labels) for x in shown]
+        guess = partial(probabilities, network, params)
+
+        def purified(x):
+            # one draw has the class of the digit by chance, many tell its probability
+            draw = lambda key: guess(dj.image_to_image(key, x, denoise, **walk))
+            return lax.map(draw, jax.random.split(key, args.num_draws)).mean(axis=0)
+
+        guesses = guess(tested.images), guess(attacked), purified(attacked), purified(tested.images)
+        return [accuracy(guess, tested.labels) for guess in guesses]
 
     rows = []
     for seed in range(args.num_seeds):
@@ -204,7 +214,9 @@ def augment(args: Augment) -> None:
         raise ValueError(f"--share is {args.share}; it must be between 0 and 1.")
     (real, tested), network = read_sets(args), make_classifier()
     synthetic = read_digits(args.synthetic)
-    test = jax.jit(lambda params: accuracy(network, params, tested.images, tested.labels))
+    test = jax.jit(
+        lambda params: accuracy(probabilities(network, params, tested.images), tested.labels)
+    )
     rows = [
         [
             test(fit(jax.random.key(seed), network, real, synthetic, share, args.num_steps))
@@ -221,9 +233,13 @@ def make_classifier() -> Functional:
     return classifier(CONFIGS["digits_classifier"].network)
 
 
-def accuracy(network: Functional, params: Any, images: Array, labels: Array) -> Array:
-    logits = network.apply(params, images, jnp.zeros(len(images)))
-    return jnp.mean(jnp.argmax(logits, axis=1) == labels)
+def probabilities(network: Functional, params: Any, images: Array) -> Array:
+    """Of each class for each image, [N, classes]."""
+    return jax.nn.softmax(network.apply(params, images, jnp.zeros(len(images))))
+
+
+def accuracy(guesses: Array, labels: Array) -> Array:
+    return jnp.mean(jnp.argmax(guesses, axis=1) == labels)
 
 
 def print_table(names: Iterable[str], columns: Iterable[Any]) -> None:
