@@ -5,9 +5,11 @@
 
 Each command writes a picture whose rows are the images as they were, what the model was given of
 them, and what it made of that (inpaint, outpaint, fill, denoise, img2img, invert-edit, style;
-`edit.py COMMAND --help` lists their settings).
+`edit.py COMMAND --help` lists their settings). With --model FOLDER a saved model edits a picture
+with a prompt: see edit_pretrained.py.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -249,6 +251,12 @@ def read_mask(text: str, size: tuple[int, ...]) -> np.ndarray:
 
 
 def main() -> None:
+    if any(word.split("=")[0] == "--model" for word in sys.argv):
+        # needs none of the above
+        import edit_pretrained
+
+        edit_pretrained.main()
+        return
     args = parse_args(Args, description=__doc__)
     command = COMMANDS[type(args)]
     job = read_job(args)

@@ -68,11 +68,12 @@ class Args:
     """folder of the files"""
 
 
-def image_args(args: Args) -> text_to_image.Args:
-    """What the pieces of text_to_image.py are told."""
-    given, known = dataclasses.asdict(args), inspect.signature(text_to_image.Args).parameters
+def shared_args(args: Any, **more: Any) -> text_to_image.Args:
+    """What the pieces of text_to_image.py are told: settings that both scripts have, and more."""
+    known = {field.name for field in dataclasses.fields(text_to_image.Args)}
+    given = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
     shared = {name: value for name, value in given.items() if name in known}
-    return text_to_image.Args(**shared, num_images=args.count)
+    return text_to_image.Args(**{**shared, **more})
 
 
 def make_system(args: Args, parts: Components) -> System:
@@ -137,7 +138,7 @@ def _chunk(name: bytes, content: bytes) -> bytes:
 
 def main() -> None:
     args = parse_args(Args, description=__doc__)
-    shared = image_args(args)
+    shared = shared_args(args, num_images=args.count)
     text_to_image.check_args(shared)
     keep_compiled()
     folder, mesh = find_folder(args.model), make_mesh()
