@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+import tyro
+
 from choices import listed
 from config import DataConfig, OptimizerConfig
 from diffjax.core.losses import WEIGHTS
@@ -74,7 +76,10 @@ class PreviewConfig:
 class FinetuneConfig:
     """One fine-tuning run."""
 
-    method: Literal["full", "lora", "textual_inversion", "controlnet"]
+    method: Annotated[
+        Literal["full", "lora", "textual_inversion", "controlnet"],
+        tyro.conf.Fixed,
+    ]
     """the first word of the command line"""
     model: str = ""
     """a folder with model_index.json, or the name of a repository of the Hugging Face hub"""
