@@ -3,7 +3,7 @@
 python experiments/train.py digits_autoencoder
 python experiments/train.py digits_latent --autoencoder runs/digits_autoencoder
 
-The network of the run `digits`, of which the 4x4 latents need no patches. Two CPU cores. Measured:
+The network of the run `digits`, of which the 4x4 latents need no patches. Measured of a shorter run:
 docs/latent_diffusion.md.
 """
 
