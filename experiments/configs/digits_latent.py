@@ -3,7 +3,7 @@
 python experiments/train.py digits_autoencoder
 python experiments/train.py digits_latent --autoencoder runs/digits_autoencoder
 
-The network of the run `digits`, of which the 4x4 latents need no patches. Measured of a shorter run:
+The network of `digits`, of which the 4x4 latents need no patches. Measured after a shorter run:
 docs/latent_diffusion.md.
 """
 
