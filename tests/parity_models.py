@@ -286,8 +286,6 @@ NETWORKS = {
     "DiTTransformer2DModel": _dit,
     "LDMBertModel": _ldmbert,
     "SpeechT5HifiGan": _hifigan,
-    "LDMBertModel": _ldmbert,
-    "SpeechT5HifiGan": _hifigan,
     "T5EncoderModel": _t5,
     "FluxTransformer2DModel": _flux,
     "PixArtTransformer2DModel": _pixart,

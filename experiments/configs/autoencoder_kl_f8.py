@@ -19,16 +19,17 @@ from config import AutoencodingConfig, Config, DataConfig, OptimizerConfig
 from diffjax.networks.autoencoder_kl import sd1_autoencoder
 from diffjax.networks.patch_discriminator import PatchDiscriminatorConfig
 
+_autoencoding = AutoencodingConfig(
+    network=sd1_autoencoder(sample_size=256),
+    kl_weight=1e-6,
+    discriminator=PatchDiscriminatorConfig(),
+    discriminator_weight=0.5,
+    discriminator_start=50_001,
+)
 autoencoder_kl_f8 = Config(
     task="autoencode",
     data=DataConfig(name="folder", image_size=256, flip=True),
-    autoencoding=AutoencodingConfig(
-        network=sd1_autoencoder(sample_size=256),
-        kl_weight=1e-6,
-        discriminator=PatchDiscriminatorConfig(),
-        discriminator_weight=0.5,
-        discriminator_start=50_001,
-    ),
+    autoencoding=_autoencoding,
     optimizer=OptimizerConfig(
         learning_rate=4.5e-6 * 24, warmup_steps=0, b1=0.5, b2=0.9, clip_norm=None
     ),
@@ -41,7 +42,7 @@ f4 = {"block_out_channels": (128, 256, 512), "attention": (False,) * 3, "latent_
 autoencoder_kl_f4 = replace(
     autoencoder_kl_f8,
     autoencoding=replace(
-        autoencoder_kl_f8.autoencoding,
+        _autoencoding,
         network=sd1_autoencoder(sample_size=256, up_attention=(False,) * 3, **f4),
     ),
     num_steps=176_991,
