@@ -146,14 +146,14 @@ class Job(NamedTuple):
 
     def plan(self, args: Any) -> Plan:
         """The steps, of which the strength says how many are walked."""
-        shared = shared_args(args, strength=getattr(args, "strength", 1.0))
+        shared = _shared(args, strength=getattr(args, "strength", 1.0))
         return text_to_image.make_steps(shared, self.scheduler, self.system, self.size)
 
     def guidance(self, args: Common) -> Any:
         """Classifier-free, where there is something to guide away from."""
         if len(self.conditions) == 1:
             return None
-        return text_to_image.make_guidance(shared_args(args), self.system)
+        return text_to_image.make_guidance(_shared(args), self.system)
 
 
 def img2img(args: Img2img, job: Job) -> Array:
@@ -324,10 +324,15 @@ def read_mask_or_picture(text: str, size: tuple[int, int]) -> np.ndarray:
     return (np.asarray(picture) > 127).astype(np.float32)
 
 
+def _shared(args: Common, **more: Any) -> text_to_image.Args:
+    """What the pieces of text_to_image.py are told; its masks are files, those here have names."""
+    return shared_args(args, **{"mask": None, **more})
+
+
 def prepare(args: Common, system: System, size: tuple[int, int], count: int) -> list:
     """What the network is told, for `count` results; variations are told the picture."""
     if not isinstance(args, Vary):
-        return text_to_image.make_conditions(shared_args(args), system, size, count)
+        return text_to_image.make_conditions(_shared(args), system, size, count)
     if args.prompt or args.negative_prompt:
         raise ValueError("variations take no prompt")
     picture = read_picture(args.image, size)
@@ -337,7 +342,7 @@ def prepare(args: Common, system: System, size: tuple[int, int], count: int) -> 
 
 def read_job(args: Common) -> Job:
     """Load the model and the picture."""
-    shared = shared_args(args)
+    shared = _shared(args)
     text_to_image.check_args(shared)
     folder, mesh = find_folder(args.model), make_mesh()
     with told("loading"):

@@ -45,6 +45,15 @@ from diffjax.pretrained.lora import load_lora, merge_lora
 from diffjax.pretrained.schedulers import Scheduler, read_scheduler
 from diffjax.transforms import classifier_free, composed, rescaled
 
+# the sections of docs/diffusers_differences.md on what whole systems do otherwise
+DIFFERENCES = {
+    "clip-skip-in-negatives",
+    "ipndm-first-step",
+    "pndm-image-to-image",
+    "sizes-of-negatives",
+    "unclip-cancellation",
+}
+
 
 class Run(NamedTuple):
     """One run of a case.
@@ -194,6 +203,12 @@ class Recorder:
         self.encodings: dict[str, np.ndarray] = {}
         self.differs = ""
 
+    def differ(self, name: str) -> None:
+        """Say that a run follows the reference where diffjax does not."""
+        if name not in DIFFERENCES:
+            raise ValueError(f"{name} is none of {', '.join(sorted(DIFFERENCES))}")
+        self.differs = f"{name}, see docs/diffusers_differences.md"
+
     def solver(self, run: Run, make: Callable[..., Plan], layout=_channels_first) -> Plan:
         """A plan whose solver replays the draws of the steps and records what they lead to."""
         plan = make()
@@ -207,7 +222,7 @@ class Recorder:
         unit = REFERENCES.get(run.scheduler.name, Reference()).unit
         silent = run.scheduler.name == "IPNDMScheduler"
         if silent:
-            self.differs = "ipndm-first-step, see docs/diffusers_differences.md"
+            self.differ("ipndm-first-step")
         keep = lambda x: self.latents.append(np.asarray(x))
 
         def step(keys, x, state, denoise, current, next_):
@@ -434,7 +449,7 @@ def _skipping(run: Run, recorder: Recorder, conditions: list) -> tuple[Run, Reco
 
     count = len(run.outputs["result"])
     marked = [{**each, "skips": np.full(count, float(i == 0))} for i, each in enumerate(conditions)]
-    recorder.differs = "clip-skip-in-negatives, see docs/diffusers_differences.md"
+    recorder.differ("clip-skip-in-negatives")
     return run._replace(system=run.system._replace(condition=condition)), recorder, marked
 
 
@@ -457,7 +472,7 @@ def _sdxl(run: Run, recorder: Recorder) -> jax.Array:
         rows = np.tile([each["time_ids"][0] for each in conditions[::-1]], (count, 1))
         halves = rows[count:], rows[:count]
         conditions = [{**each, "time_ids": half} for each, half in zip(conditions, halves)]
-        recorder.differs = "sizes-of-negatives, see docs/diffusers_differences.md"
+        recorder.differ("sizes-of-negatives")
     return make_images(*_skipping(run, recorder, conditions), part=part)
 
 
@@ -525,7 +540,7 @@ def _pndm_img2img(run: Run, recorder: Recorder, conditions: list) -> jax.Array:
             **options,
         )
 
-    recorder.differs = "pndm-image-to-image, see docs/diffusers_differences.md"
+    recorder.differ("pndm-image-to-image")
     return make_images(run, recorder, conditions, task)
 
 
@@ -681,7 +696,7 @@ def _unclip(run: Run, recorder: Recorder) -> jax.Array:
         run.outputs.update({f"{name} step {i}": x for i, x in enumerate(theirs)})
         return images
 
-    recorder.differs = "unclip-cancellation, see docs/diffusers_differences.md"
+    recorder.differ("unclip-cancellation")
     embedding = stage("prior", run.call["prior_num_inference_steps"], conditions)
     told = with_embedding(conditions, embedding)
     small = stage("decoder", run.call["decoder_num_inference_steps"], told)

@@ -16,7 +16,7 @@ def test_whole_systems_on_eight_devices():
     path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
     run = subprocess.run(
-        [*command, str(HERE / "on_eight_devices.py")],
+        [*command, str(HERE / "pipelines_on_eight_devices.py")],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path},
         capture_output=True,
         text=True,

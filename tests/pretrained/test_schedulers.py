@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parity_pipelines
 import parity_repaint
 import pytest
 from parity_bridges import BRIDGES
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 def test_every_known_difference_is_explained():
     text = (ROOT / "docs/diffusers_differences.md").read_text()
     names = {*BRIDGES, parity_repaint.DIFFERENCE, *(row.difference for row in OWN_LOOPS.values())}
+    names |= parity_pipelines.DIFFERENCES
     assert set(re.findall(r"^## ([a-z0-9-]+)$", text, re.MULTILINE)) == names
 
 
