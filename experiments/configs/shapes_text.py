@@ -3,13 +3,14 @@
 python experiments/train.py shapes_text
 python experiments/check_shapes.py --workdir runs/shapes_text
 
-A text encoder is trained on the captions first. Patches of 4x4 leave 6x6 and 3x3 positions; the
-tokens of the caption are attended to at the coarser ones. The network predicts x0: v still left
-noise over the pictures after 750 steps, x0 none after 200.
+A text encoder is trained on the captions first. Patches of 4x4 leave 6x6 and 3x3 places, which
+attend to the tokens of the caption. The network predicts x0: v still left noise over the pictures
+after 750 steps, x0 none after 200. The pictures are flat, so that little noise hides nothing:
+sigma / alpha is doubled.
 
-Two CPU cores, about 25 minutes by the processor time of its steps, 0.42 s each. Aimed at: 90 % of
-the prompts met in colour and in shape. Measured: not to its end, but after a run of 1000 steps in
-the place of 6000, which reaches the colours and not yet the shapes (docs/shapes_text.md).
+Two CPU cores, 26 minutes by the processor time of its steps. Aimed at: 90 % of the prompts met in
+colour and in shape on held-out combinations. Measured of one seed: colour 96 %, relation 91 %,
+count 89 %, shape 44 % (docs/shapes_text.md).
 """
 
 from config import (
@@ -41,10 +42,14 @@ shapes_text = Config(
         context=ContextConfig(features=64, num_heads=4, linear_projection=True, added="text"),
     ),
     diffusion=DiffusionConfig(
-        schedule="cosine_betas", prediction="x0", weight="constant", times="stratified"
+        schedule="cosine_betas",
+        shift=2.0,
+        prediction="x0",
+        weight="constant",
+        times="stratified",
     ),
     optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200, decay="cosine", b2=0.99),
-    sampling=SamplingConfig(previews=("ddim",), num_steps=25, guidance_scale=3.0),
+    sampling=SamplingConfig(previews=("ddim",), num_steps=50, guidance_scale=2.0),
     batch_size=64,
     num_steps=5000,
     ema_decay=(0.998,),
