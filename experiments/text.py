@@ -81,7 +81,7 @@ def load_text(workdir: Path) -> EncodeTexts:
     tokenizer = read_words(workdir / TOKENIZER)
     encoder = load_model(workdir / ENCODER)
     length = encoder.config.max_positions
-    # the last layer but one, as in Stable Diffusion 2: the last keeps what tells images apart, their
+    # the last layer but one, as in Stable Diffusion 2: the last keeps what tells images apart,
     # colours above all, and less of where things are
     run = jax.jit(lambda params, tokens: encoder.network.apply(params, tokens, skip=1).last)
     known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
