@@ -133,17 +133,6 @@ def _ldmbert(case: Case) -> dict[str, np.ndarray]:
     return {"last_hidden_state": states}
 
 
-def _hifigan(case: Case) -> dict[str, np.ndarray]:
-    model = load_model(case.checkpoint)
-    return {"waveform": jax.jit(model.network.apply)(model.params, case.inputs["spectrogram"])}
-
-
-def _ldmbert(case: Case) -> dict[str, np.ndarray]:
-    model = load_model(case.checkpoint)
-    states = jax.jit(model.network.apply)(model.params, case.inputs["input_ids"])
-    return {"last_hidden_state": states}
-
-
 def _clip_text(case: Case) -> dict[str, np.ndarray]:
     model = load_model(case.checkpoint)
     found = jax.jit(model.network.apply)(model.params, case.inputs["input_ids"])

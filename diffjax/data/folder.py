@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from diffjax.data.sources import fit
+from diffjax.data.sources import fit, make_example
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CAPTION_FILES = ("captions.jsonl", "metadata.jsonl")
@@ -52,14 +52,13 @@ class Files:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example: dict[str, Any] = {"image": read_image(self.paths[index], self.shape)}
-        if self.labels is not None:
-            example["label"] = self.labels[index]
-        if self.captions is not None:
-            example["caption"] = self.captions[index]
-        if self.long_captions is not None:
-            example["long_caption"] = self.long_captions[index]
-        return example
+        return make_example(
+            read_image(self.paths[index], self.shape),
+            index,
+            label=self.labels,
+            caption=self.captions,
+            long_caption=self.long_captions,
+        )
 
 
 def image_folder(path: str | Path, image_size: int, *, channels: int = 3) -> Files:

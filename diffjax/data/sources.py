@@ -58,14 +58,25 @@ class Arrays:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        example = {"image": self.images[index]}
-        if self.labels is not None:
-            example["label"] = self.labels[index]
-        if self.captions is not None:
-            example["caption"] = self.captions[index]
-        if self.long_captions is not None:
-            example["long_caption"] = self.long_captions[index]
-        return example
+        return make_example(
+            self.images[index],
+            index,
+            label=self.labels,
+            caption=self.captions,
+            long_caption=self.long_captions,
+        )
+
+
+def make_example(
+    image: np.ndarray, index: int, **columns: np.ndarray | Sequence[Any] | None
+) -> dict[str, Any]:
+    """What a source gives for row `index`: the image, and that row of all columns but None.
+
+    >>> make_example(np.zeros((1, 1, 1), np.uint8), 1, label=[7, 8], caption=None)["label"]
+    8
+    """
+    known = {name: column[index] for name, column in columns.items() if column is not None}
+    return {"image": image, **known}
 
 
 def arrays(images: np.ndarray, labels: np.ndarray | None = None, *, name: str = "arrays") -> Arrays:

@@ -18,7 +18,7 @@ from jax import Array
 from diffjax.networks.attention import Attention
 from diffjax.networks.embeddings import drop_labels
 from diffjax.networks.functional import Functional, functional
-from diffjax.networks.layers import Embedding, Linear, sinusoidal_features
+from diffjax.networks.layers import Embedding, Linear, require_divisible, sinusoidal_features
 from diffjax.networks.normalization import LayerNorm, layer_norm
 from diffjax.networks.transformer import (
     FeedForward,
@@ -75,11 +75,7 @@ class DiTConfig:
     param_dtype: str = "float32"
 
     def __post_init__(self):
-        if self.features % 4:
-            raise ValueError(
-                f"num_heads ({self.num_heads}) x head_dim ({self.head_dim}) must be a multiple of "
-                "4, for the sines and cosines of two axes"
-            )
+        require_divisible(self.features, 4, "num_heads x head_dim", "sine and cosine of two axes")
 
     @property
     def features(self) -> int:

@@ -76,11 +76,7 @@ class PixArtConfig:
     param_dtype: str = "float32"
 
     def __post_init__(self):
-        if self.features % 4:
-            raise ValueError(
-                f"num_heads ({self.num_heads}) x head_dim ({self.head_dim}) must be a multiple of "
-                "4, for the sines and cosines of two axes"
-            )
+        require_divisible(self.features, 4, "num_heads x head_dim", "sine and cosine of two axes")
         if self.told_size:
             require_divisible(self.features, 3, "num_heads x head_dim", "the 3 numbers of a size")
         if self.caption_channels is not None and self.context_dim != self.features:
