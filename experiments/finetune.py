@@ -39,7 +39,6 @@ from diffjax.training import (
     TrainState,
     batch_sharding,
     check_batch_size,
-    ema_names,
     fsdp,
     init_train_state,
     initialize_distributed,
@@ -60,7 +59,7 @@ from finetune_data import (
     with_conditions,
 )
 from finetuning import Tuning, make_tuning
-from loop import claim_workdir, run_steps
+from loop import averaged_params, claim_workdir, run_steps
 from model import make_optimizer, to_uint8
 from pictures import save_grid
 
@@ -192,7 +191,7 @@ def make_previewer(
     draw = make_draw(config, scheduler, tuning, size, mesh, options.guidance_scale)
 
     def preview(state: TrainState, suffix: str) -> None:
-        pictures = draw(trained(config, state), 0, conditions)[: options.num_images]
+        pictures = draw(averaged_params(state, config), 0, conditions)[: options.num_images]
         if jax.process_index() == 0:
             save_grid(workdir / f"samples{suffix}.png", pictures, min(options.num_images, 8))
 
@@ -275,35 +274,19 @@ def train(
     preview = None
     if config.preview.num_images:
         preview = make_previewer(config, scheduler, tuning, source, size, mesh, workdir)
+    trained, whole = (
+        count_parameters(params) for params in (tuning.trainable, (tuning.trainable, tuning.frozen))
+    )
     with contextlib.closing(batches):
         state = run_steps(
             lambda state, batch, key: step(state, tuning.frozen, batch, key),
             state, batches, jax.random.key(config.seed), config=config, run=run, workdir=workdir,
-            announce=partial(announce, config, tuning, workdir), preview=preview,
+            title=f"Fine-tuning ({config.method})",
+            size=f"{trained:,} parameters of {whole:,}", preview=preview,
         )  # fmt: skip
     if preview:
         preview(state, "")
     return state
-
-
-def announce(config: FinetuneConfig, tuning: Tuning, workdir: Path, start: int) -> None:
-    """One line on what is going to happen."""
-    if jax.process_index() == 0:
-        devices = jax.devices()
-        begin = f"from step {start} " if start else ""
-        print(
-            f"Fine-tuning ({config.method}) {begin}to step {config.num_steps}: "
-            f"{count_parameters(tuning.trainable):,} parameters of "
-            f"{count_parameters((tuning.trainable, tuning.frozen)):,}, batches of "
-            f"{config.batch_size} on {len(devices)} x {devices[0].device_kind}, into {workdir}",
-            file=sys.stderr,
-        )
-
-
-def trained(config: FinetuneConfig, state: TrainState) -> Any:
-    """What was trained: its first average, or itself without one."""
-    names = list(ema_names(config.ema_decay))
-    return state.ema[names[0]] if names else state.params
 
 
 def main() -> None:
@@ -318,7 +301,7 @@ def main() -> None:
     del parts  # its params are the tuning's now
     state = train(config, run, workdir, scheduler, tuning, mesh)
     # whole on every process, of which the first writes it
-    result = jax.device_put(trained(config, state), replicated(mesh))
+    result = jax.device_put(averaged_params(state, config), replicated(mesh))
     if jax.process_index() == 0:
         print(tuning.save(result, workdir))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from jax import Array
 
 from config import RunConfig, load_config, save_config
 from diffjax import data
-from diffjax.training import Checkpointer, TrainingLog, TrainState, stop_on_signals
+from diffjax.training import Checkpointer, TrainingLog, TrainState, ema_names, stop_on_signals
 from runs import CHECKPOINTS, CONFIG_FILE
 
 Step = Callable[[TrainState, Any, Array], tuple[TrainState, Any]]
@@ -78,7 +79,8 @@ def run_steps(
     config: Any,
     run: RunConfig,
     workdir: Path,
-    announce: Callable[[int], None],
+    title: str,
+    size: str,
     preview: Callable[[TrainState, str], None] | None = None,
 ) -> TrainState:
     """Train from the newest checkpoint, if there is one, to the last step.
@@ -88,10 +90,11 @@ def run_steps(
       state: before the first step, placed on its devices.
       batches: are read from where the checkpoint left them, and closed at the end.
       key: of a new run; one that goes on has its own.
-      config: a dataclass with `num_steps`, kept in the checkpoints.
+      config: a dataclass with `num_steps` and `batch_size`, kept in the checkpoints.
       run: how often to save, log and draw.
       workdir: the run folder.
-      announce: is told the step from which it goes on.
+      title: what this is, such as "Training digits".
+      size: of what is trained, such as "1,000 parameters".
       preview: `preview(state, suffix)` leaves pictures with that suffix in their names.
     """
     num_steps = config.num_steps
@@ -106,7 +109,7 @@ def run_steps(
         start = int(state.step)
         if start > num_steps:
             raise ValueError(f"The run has {start} steps already; num_steps is {num_steps}.")
-        announce(start)
+        _announce(f"{title} from step {start}" if start else title, size, config, workdir)
         save = partial(
             checkpointer.save, key=key, config=json.loads(json.dumps(dataclasses.asdict(config)))
         )
@@ -123,3 +126,24 @@ def run_steps(
                     preview(state, f"_{n:07d}")
     batches.close()
     return state
+
+
+def _announce(title: str, size: str, config: Any, workdir: Path) -> None:
+    if jax.process_index() == 0:
+        devices = jax.devices()
+        print(
+            f"{title} to step {config.num_steps}: {size}, batches of {config.batch_size} on "
+            f"{len(devices)} x {devices[0].device_kind}, into {workdir}",
+            file=sys.stderr,
+        )
+
+
+def averaged_params(state: TrainState, config: Any) -> Any:
+    """The weights to sample from and to keep: the first average, or themselves without one.
+
+    Args:
+      state: of a run.
+      config: of the run, a dataclass with `ema_decay`.
+    """
+    names = list(ema_names(config.ema_decay))
+    return state.ema[names[0]] if names else state.params

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -39,7 +39,6 @@ from diffjax.training import (
     TrainState,
     batch_sharding,
     check_batch_size,
-    ema_names,
     fsdp,
     init_train_state,
     initialize_distributed,
@@ -51,7 +50,7 @@ from diffjax.training import (
 )
 from diffjax.training.autoencoder import each_part
 from latent_space import LatentSpace, prepare_latents
-from loop import claim_workdir, in_turn, run_steps
+from loop import averaged_params, claim_workdir, in_turn, run_steps
 from model import make_loss, make_optimizer, make_sampler, sampling_defaults, to_uint8
 from pictures import save_animation, save_grid, save_loss_curve
 from runs import image_shape, make_network, open_source
@@ -157,30 +156,12 @@ def train(
     preview = None
     if run.sample_every and config.task != "classify":
         draw = make_pictures(config, network, mesh, encode, space)
-        preview = lambda state, suffix: draw(sampling_params(state, config), workdir, suffix)
+        preview = lambda state, suffix: draw(averaged_params(state, config), workdir, suffix)
     return run_steps(
         in_turn(steps), state, batches, key, config=config, run=run, workdir=workdir,
-        announce=partial(announce, config, params, workdir), preview=preview,
+        title=f"Training {config.data.name}", size=f"{count_parameters(params):,} parameters",
+        preview=preview,
     )  # fmt: skip
-
-
-def announce(config: Config, params: Any, workdir: Path, start: int) -> None:
-    """One line on what is going to happen."""
-    if jax.process_index() == 0:
-        devices = jax.devices()
-        begin = f"from step {start} " if start else ""
-        print(
-            f"Training {config.data.name} {begin}to step {config.num_steps}: "
-            f"{count_parameters(params):,} parameters, batches of {config.batch_size} on "
-            f"{len(devices)} x {devices[0].device_kind}, into {workdir}",
-            file=sys.stderr,
-        )
-
-
-def sampling_params(state: TrainState, config: Config) -> Any:
-    """The weights to sample from: the first average, or the weights themselves without one."""
-    names = list(ema_names(config.ema_decay))
-    return state.ema[names[0]] if names else state.params
 
 
 def make_pictures(
@@ -296,7 +277,7 @@ def main() -> None:
         )
     if config.task == "classify":
         return
-    params, space = sampling_params(state, config), latents and latents[0]
+    params, space = averaged_params(state, config), latents and latents[0]
     make_pictures(config, network, mesh, encode, space)(params, workdir)
     script = f"sample.py --workdir {workdir}"
     if config.autoencoding is not None:
