@@ -3,11 +3,14 @@
     python experiments/solver_study.py --output runs/solver_study
     python experiments/solver_study.py --workdir runs/digits --output runs/study_of_digits
 
-Without a run the data are a mixture of two normals in one dimension, whose denoiser is exact. A
-solver without noise is judged by the root mean squared distance to where the exact flow carries the
-same noise, one with noise by the Wasserstein distance of its samples to the distribution; the floor
-is that of exact samples. With a run the flow is what many steps of Heun's method make of the noise,
-and solvers with noise are left out: evaluate.py judges them.
+Solvers without noise are judged by the root mean squared distance to where the flow carries the
+same noise; samples by their distance to the data, beside that of exact samples.
+
+Without a run the data are a mixture of two normals in one dimension, whose denoiser and flow are
+exact, and the distance is Wasserstein's, of solvers with noise; the others carry evenly spread
+noise to evenly spread samples. With a run the flow is what many steps of Heun's method make of the
+noise; of digits, the distance is Fréchet's (`diffjax/metrics/digits.py`), of all solvers, in units
+of that between two halves of the real ones.
 
 The calls are counted while the sampler runs. One program serves all budgets of a solver.
 """
@@ -24,13 +27,13 @@ import numpy as np
 from tqdm import tqdm
 
 import diffjax as dj
-from choices import RATIOS, SCHEDULES, build, listed
+from choices import RATIOS, SCHEDULES, SPACINGS, build, listed
 from cli import parse_args, prepare_output, run_script
 from diffjax import exact
-from diffjax.core.schedules import levels_at
+from diffjax.metrics.digits import distance_to_digits, round_to_levels
 from diffjax.solvers import SOLVERS
 from diffjax.training import make_mesh
-from model import SampleOptions, make_schedule, sampling_denoiser
+from model import SampleOptions, make_levels, make_schedule, sampling_denoiser, to_uint8
 from runs import image_shape, load_run
 
 MIXTURE = exact.mixture(np.array([0.3, 0.7]), np.array([[-1.0], [0.8]]), np.array([0.04, 0.09]))
@@ -53,13 +56,11 @@ class Args:
     calls: str = "5,10,20,40,80"
     """numbers of network calls to spend"""
     schedule: Annotated[str, listed("of the mixture", SCHEDULES)] = "linear"
-    spacing: Annotated[str, listed("levels to visit", RATIOS)] = "karras"
-    smallest: float = 0.002
-    """ratio sigma / alpha of the last level before clean data"""
-    largest: float = 80.0
-    """ratio sigma / alpha to begin at, or that of the noisiest level if it is less"""
-    num_samples: int = 4096
-    """of the mixture; of a run 16 images are made for each 4096"""
+    spacing: Annotated[str, listed("levels to visit", {**SPACINGS, **RATIOS})] = (
+        "karras(smallest=0.002, largest=80)"
+    )
+    num_samples: int | None = None
+    """how many; by default 4096 numbers of the mixture, 1000 digits, 16 images of other runs"""
     reference_steps: int = 100
     """steps of Heun's method that tell where the flow of a run leads"""
     seed: int = 0
@@ -75,7 +76,9 @@ class Problem(NamedTuple):
       inputs: arrays, such as the network's weights.
       x: [B, ...] at the first level.
       target: [B, ...] where the exact flow leads from there.
-      distance: samples with noise in them -> distance to the data; None if it is not known.
+      distance: samples -> distance to the data; None if it is not known.
+      floor: the distance of exact samples.
+      judges_all: the distance says something of solvers without noise too.
     """
 
     schedule: Callable[..., dj.NoiseLevel]
@@ -84,6 +87,8 @@ class Problem(NamedTuple):
     x: jax.Array
     target: jax.Array
     distance: Callable[[np.ndarray], float] | None
+    floor: float | None
+    judges_all: bool
 
 
 class Point(NamedTuple):
@@ -93,13 +98,19 @@ class Point(NamedTuple):
     error: float
 
 
+class Points(NamedTuple):
+    """The runs of a solver, judged by the exact flow, and as samples; none where that is empty."""
+
+    flow: list[Point]
+    samples: list[Point]
+
+
+TITLES = {"flow": "distance to the exact flow", "samples": "distance of samples to the data"}
+
+
 def levels_of(args: Args, schedule, num_steps: int) -> dj.NoiseLevel:
     """The grid of a number of steps."""
-    steps = dj.schedules.num_train_steps(schedule)
-    top = schedule(jnp.asarray(1.0 if steps is None else steps - 1))
-    largest = min(args.largest, float(top.sigma / jnp.maximum(top.alpha, 1e-9)))
-    ends = {"smallest": args.smallest, "largest": largest}
-    return levels_at(schedule, build("spacing", args.spacing, RATIOS, num_steps=num_steps, **ends))
+    return make_levels(SampleOptions(num_steps=num_steps, spacing=args.spacing), schedule)
 
 
 def wasserstein(samples: np.ndarray, quantiles: np.ndarray) -> float:
@@ -110,16 +121,17 @@ def wasserstein(samples: np.ndarray, quantiles: np.ndarray) -> float:
 def mixture_problem(args: Args) -> Problem:
     """Numbers that begin as the quantiles of the noisy distribution."""
     schedule = build("schedule", args.schedule, SCHEDULES)
-    first = jax.tree.map(lambda leaf: leaf[0], levels_of(args, schedule, 1))
+    first = jax.tree.map(lambda leaf: leaf[0], levels_of(args, schedule, 2))
     pure, clean = (dj.NoiseLevel(*map(jnp.float32, level)) for level in ((1, 0, 1), (0, 1, 0)))
-    ranks = (np.arange(args.num_samples) + 0.5) / args.num_samples
+    count = args.num_samples or 4096
+    ranks = (np.arange(count) + 0.5) / count
     normal = jnp.asarray(jax.scipy.special.ndtri(ranks)[:, None], jnp.float32)
     x, target = (exact.probability_flow(MIXTURE, normal, pure, end) for end in (first, clean))
-    quantiles = np.ravel(target)
+    distance = lambda samples: wasserstein(samples, np.ravel(target))
+    keys = jax.random.split(jax.random.key(args.seed), 10)
+    floor = np.mean([distance(exact.draw(key, MIXTURE, count)) for key in keys])
     denoiser = lambda inputs: exact.denoiser(MIXTURE)
-    return Problem(
-        schedule, denoiser, (), x, target, lambda samples: wasserstein(samples, quantiles)
-    )
+    return Problem(schedule, denoiser, (), x, target, distance, float(floor), False)
 
 
 def run_problem(args: Args, workdir: Path) -> Problem:
@@ -130,7 +142,8 @@ def run_problem(args: Args, workdir: Path) -> Problem:
     schedule = make_schedule(run.config.diffusion, run.params)
     make_denoiser = sampling_denoiser(run.config, run.network, options)
     levels = levels_of(args, schedule, args.reference_steps)
-    count = max(16 * args.num_samples // 4096, 1)
+    digits = run.config.data.name == "digits"
+    count = args.num_samples or (1000 if digits else 16)
     classes, key = run.config.network.num_classes, jax.random.key(args.seed)
     labels = None if classes is None else jnp.arange(count, dtype=jnp.int32) % classes
     x = dj.initial_noise(key, (count, *image_shape(run.config)), levels)
@@ -141,7 +154,15 @@ def run_problem(args: Args, workdir: Path) -> Problem:
     def follow(inputs, x, levels):
         return dj.sample(key, x, denoiser(inputs), dj.heun(), levels)
 
-    return Problem(schedule, denoiser, inputs, x, follow(inputs, x, levels), None)
+    distance, floor = digits_ratio() if digits else (None, None)
+    target = follow(inputs, x, levels)
+    return Problem(schedule, denoiser, inputs, x, target, distance, floor, True)
+
+
+def digits_ratio() -> tuple[Callable[[np.ndarray], float], float]:
+    """The Fréchet distance of images to the real digits over that of two halves, and its floor."""
+    real = distance_to_digits()
+    return lambda images: real.of(round_to_levels(to_uint8(images))) / real.floor, 1.0
 
 
 def counting(denoise, counts: list[int]):
@@ -178,42 +199,37 @@ def compile_solver(args: Args, problem: Problem, name: str, most: int):
     return run
 
 
-def study(args: Args, problem: Problem, name: str, budgets: list[int]) -> tuple[bool, list[Point]]:
-    """Whether a solver draws noise, and its error with each number of calls that it can spend."""
-    run = compile_solver(args, problem, name, max(*budgets, 4))
+def study(args: Args, problem: Problem, name: str, budgets: list[int]) -> Points:
+    """What a solver makes of each number of calls that it can spend."""
+    most = max(*budgets, 4)
+    run = compile_solver(args, problem, name, most)
 
-    def point(levels, settings, noisy) -> Point:
-        x, calls = run(args.seed, levels, settings)
-        if noisy and problem.distance is not None:
-            return Point(calls, problem.distance(x))
-        return Point(calls, float(np.sqrt(np.mean(np.square(x - problem.target)))))
+    def judged(ends: list[tuple[np.ndarray, int]], noisy: bool) -> Points:
+        points = Points([], [])
+        for x, calls in ends:
+            if not noisy:
+                error = np.sqrt(np.mean(np.square(x - problem.target)))
+                points.flow.append(Point(calls, float(error)))
+            if problem.distance is not None and (noisy or problem.judges_all):
+                points.samples.append(Point(calls, problem.distance(x)))
+        return points
 
     if name in ADAPTIVE:
-        ends = levels_of(args, problem.schedule, 2)
-        return False, [
-            point(ends, {"rtol": tolerance, "atol": 0.1 * tolerance}, False)
-            for tolerance in TOLERANCES
-        ]
-    _, calls = run(args.seed, levels_of(args, problem.schedule, 4), {})
+        whole = levels_of(args, problem.schedule, 2)
+        settings = [{"rtol": each, "atol": 0.1 * each} for each in TOLERANCES]
+        return judged([run(args.seed, whole, each) for each in settings], noisy=False)
     # some draw noise where steps are short enough only
-    many = levels_of(args, problem.schedule, max(budgets))
-    x, again = (run(args.seed + i, many, {})[0] for i in (0, 1))
-    noisy = not np.array_equal(x, again)
+    many = levels_of(args, problem.schedule, most)
+    ends = {most: run(args.seed, many, {})}
+    noisy = not np.array_equal(ends[most][0], run(args.seed + 1, many, {})[0])
     if noisy and problem.distance is None:
-        return True, []
+        return Points([], [])
     # the step to clean data may take fewer calls than the others
+    _, calls = run(args.seed, levels_of(args, problem.schedule, 4), {})
     counts = sorted({max(round(4 * budget / calls), 1) for budget in budgets})
-    grids = [levels_of(args, problem.schedule, count) for count in counts if count <= max(budgets)]
-    return noisy, [point(levels, {}, noisy) for levels in grids]
-
-
-def floor_of(args: Args, problem: Problem) -> float | None:
-    """The distance of exact samples to the distribution, the mean of ten sets."""
-    if problem.distance is None:
-        return None
-    keys = jax.random.split(jax.random.key(args.seed), 10)
-    draws = [exact.draw(key, MIXTURE, args.num_samples) for key in keys]
-    return float(np.mean([problem.distance(np.asarray(each)) for each in draws]))
+    for count in (count for count in counts if count < most):
+        ends[count] = run(args.seed, levels_of(args, problem.schedule, count), {})
+    return judged([ends[count] for count in counts if count in ends], noisy)
 
 
 def error_at(points: list[Point], budget: int) -> float | None:
@@ -241,23 +257,25 @@ def as_table(results: dict[str, list[Point]], budgets: list[int]) -> str:
 
 
 def save_plot(path: Path, groups: dict[str, dict[str, list[Point]]], floor: float | None) -> None:
-    """Error against calls on logarithmic axes, a panel for each group."""
+    """Error against calls on logarithmic axes, a panel for each of the TITLES."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = {title: lines for title, lines in groups.items() if lines}
+    shown = {kind: lines for kind, lines in groups.items() if lines}
     figure, panels = plt.subplots(
         1, len(shown), figsize=(7 * len(shown), 6), constrained_layout=True, squeeze=False
     )
-    for axes, (title, lines) in zip(panels[0], shown.items()):
+    for axes, (kind, lines) in zip(panels[0], shown.items()):
         for i, (name, points) in enumerate(lines.items()):
             style = ("-", "--", ":")[i // 10 % 3]
             axes.plot(*zip(*points), style, marker=".", color=f"C{i % 10}", label=name)
-        if floor is not None and title == "with noise":
+        if floor is not None and kind == "samples":
             axes.axhline(floor, color="black", linewidth=0.8, label="exact samples")
-        axes.set(xlabel="network calls", ylabel="error", xscale="log", yscale="log", title=title)
+        axes.set(
+            xlabel="network calls", ylabel="error", xscale="log", yscale="log", title=TITLES[kind]
+        )
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, ncols=2)
     figure.savefig(path, dpi=80)
@@ -273,23 +291,22 @@ def main() -> None:
     budgets = sorted(int(part) for part in args.calls.split(","))
     output = prepare_output(args.output / "study.json", ".json").parent
     problem = mixture_problem(args) if args.workdir is None else run_problem(args, args.workdir)
-    groups: dict[str, dict[str, list[Point]]] = {"without noise": {}, "with noise": {}}
+    groups: dict[str, dict[str, list[Point]]] = {kind: {} for kind in TITLES}
     for name in tqdm(names, desc="solvers"):
-        noisy, points = study(args, problem, name, budgets)
-        if points:
-            groups["with noise" if noisy else "without noise"][name] = points
-    floor = floor_of(args, problem)
+        for kind, points in study(args, problem, name, budgets)._asdict().items():
+            if points:
+                groups[kind][name] = points
     tables = [
-        f"Solvers {title}:\n\n{as_table(results, budgets)}"
-        for title, results in groups.items()
+        f"{TITLES[kind].capitalize()}:\n\n{as_table(results, budgets)}"
+        for kind, results in groups.items()
         if results
     ]
-    if floor is not None:
-        tables.append(f"Exact samples: {floor:.2g}.")
-    result = {"floor": floor, "spacing": args.spacing, **groups}
+    if problem.floor is not None:
+        tables.append(f"Exact samples: {problem.floor:.2g}.")
+    result = {"floor": problem.floor, "spacing": args.spacing, **groups}
     (output / "study.json").write_text(json.dumps(result, indent=1) + "\n")
     (output / "study.md").write_text("\n\n".join(tables) + "\n")
-    save_plot(output / "study.png", groups, floor)
+    save_plot(output / "study.png", groups, problem.floor)
     print("\n\n".join(tables), f"\n\nWrote {output}")
 
 

@@ -23,6 +23,7 @@ one. A generator that was trained on all the real digits and repeats them beats 
 (0.44 and 0.98, 0.98, 1.06, 1.00): only the share memorised tells.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -96,7 +97,7 @@ def evaluate_digits(
     halves = _halvings(len(real.levels), num_halvings, seed)
     agreed = classifier(real).predict(generated) == labels
     result = _share("agreement", agreed)
-    result |= _frechet(generated, real, halves)
+    result |= _frechet(generated, num_halvings, seed)
     result |= _neighbours(generated, real, halves, k)
     result |= _share("memorised", memorised(generated, real.levels))
     result["duplicates"] = float(duplicates(generated))
@@ -121,7 +122,7 @@ def _checked(images: np.ndarray, labels: np.ndarray) -> Digits:
         raise ValueError(f"Labels are {labels.min()}..{labels.max()}; expected 0..9.")
     # by class, so that every group of the jackknife holds all of them
     order = np.argsort(labels, kind="stable")
-    return Digits(np.rint(images.reshape(-1, 64)[order] * (16 / 255)), labels[order])
+    return Digits(round_to_levels(images)[order], labels[order])
 
 
 def _halvings(size: int, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -135,18 +136,43 @@ def _share(name: str, yes: np.ndarray) -> dict[str, float]:
     return {name: share, f"{name}_stderr": float(np.sqrt(share * (1 - share) / len(yes)))}
 
 
-def _frechet(generated: np.ndarray, real: Digits, halves) -> dict[str, float]:
-    components = whitened_components(real)
-    features, real_features = components.transform(generated), components.transform(real.levels)
-    pairs = [(moments(real_features[one]), moments(real_features[two])) for one, two in halves]
-    floor = float(np.mean([frechet_distance(*one, *two) for one, two in pairs]))
+class DistanceToDigits(NamedTuple):
+    """Fréchet distance to the real digits, in the components of this module.
 
-    def distance(keep: np.ndarray) -> float:
-        of_generated: Moments = moments(features[keep])
+    Attributes:
+      of: levels [N, 64] in 0..16 -> the mean distance to random halves of the real digits.
+      floor: that of the other halves.
+    """
+
+    of: Callable[[np.ndarray], float]
+    floor: float
+
+
+def distance_to_digits(*, num_halvings: int = 20, seed: int = 0) -> DistanceToDigits:
+    """What `frechet_ratio` is the quotient of; arguments as in `evaluate_digits`."""
+    real = real_digits()
+    components = whitened_components(real)
+    features = components.transform(real.levels)
+    halves = _halvings(len(features), num_halvings, seed)
+    pairs = [(moments(features[one]), moments(features[two])) for one, two in halves]
+
+    def distance(levels: np.ndarray) -> float:
+        of_generated: Moments = moments(components.transform(levels))
         return float(np.mean([frechet_distance(*one, *of_generated) for one, _ in pairs]))
 
-    value = distance(np.arange(len(features)))
-    error = float(jackknife(distance, len(features)))
+    floor = float(np.mean([frechet_distance(*one, *two) for one, two in pairs]))
+    return DistanceToDigits(distance, floor)
+
+
+def round_to_levels(images: np.ndarray) -> np.ndarray:
+    """Images [N, 8, 8, 1] in 0..255 as grey levels [N, 64] in 0..16, as the real ones have them."""
+    return np.rint(np.reshape(images, (-1, 64)) * (16 / 255))
+
+
+def _frechet(generated: np.ndarray, num_halvings: int, seed: int) -> dict[str, float]:
+    distance, floor = distance_to_digits(num_halvings=num_halvings, seed=seed)
+    value = distance(generated)
+    error = float(jackknife(lambda keep: distance(generated[keep]), len(generated)))
     return {
         "frechet_ratio": value / floor,
         "frechet_ratio_stderr": error / floor,

@@ -10,7 +10,6 @@ from solver_study import (
     Point,
     as_table,
     error_at,
-    floor_of,
     mixture_problem,
     study,
 )
@@ -33,12 +32,12 @@ def test_targets_are_quantiles_of_the_mixture(problem):
     np.testing.assert_allclose(target.var(), covariance[0, 0], rtol=0.01)
     assert problem.distance(target) == 0.0
     # the mean distance of 256 draws to their quantiles is of the order of std / sqrt(256)
-    assert 0.2 < floor_of(ARGS, problem) / np.sqrt(covariance[0, 0] / 256) < 2.0
+    assert 0.2 < problem.floor / np.sqrt(covariance[0, 0] / 256) < 2.0
 
 
 def test_calls_are_counted_where_steps_make_several_and_the_last_makes_one(problem):
-    noisy, points = study(ARGS, problem, "heun", [8, 16, 32])
-    assert not noisy
+    points, samples = study(ARGS, problem, "heun", [8, 16, 32])
+    assert not samples
     # two calls in each step but the last
     assert all(point.calls % 2 == 1 for point in points)
     # of second order between its ends
