@@ -60,7 +60,8 @@ from finetune_data import (
 )
 from finetuning import Tuning, make_tuning
 from loop import averaged_params, claim_workdir, run_steps
-from model import make_optimizer, to_uint8
+from model import to_uint8
+from objective import make_optimizer
 from pictures import save_grid
 
 Draw = Callable[[Any, Any, list], np.ndarray]

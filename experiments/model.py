@@ -1,4 +1,4 @@
-"""From a configuration to functions: where schedule, network, loss, optimizer and solver meet."""
+"""From a configuration to a compiled sampler: schedule, solver, levels, guided denoiser."""
 
 import dataclasses
 import inspect
@@ -10,14 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 from jax.core import Tracer
 from jax.sharding import Mesh
 
 import diffjax as dj
 from choices import (
-    DENSITIES,
     PREDICTIONS,
     RATIOS,
     SCHEDULES,
@@ -26,8 +24,8 @@ from choices import (
     choose,
     read_choice,
 )
-from config import Config, DiffusionConfig, OptimizerConfig
-from diffjax import losses, schedules
+from config import Config, DiffusionConfig
+from diffjax import schedules
 from diffjax.core.conditioning import Condition, told_nothing
 from diffjax.core.learned_schedule import LearnedLogsnr
 from diffjax.core.levels import ratio_of
@@ -63,84 +61,6 @@ def make_schedule(config: DiffusionConfig, params: Any = None) -> Schedule:
 def make_parameterization(config: DiffusionConfig) -> dj.Parameterization:
     """What the network of a configuration predicts."""
     return build("prediction", config.prediction, PREDICTIONS)
-
-
-def make_loss(config: Config, apply: Callable[..., Array]) -> losses.Loss:
-    """The training loss of a configuration, of the params of `runs.make_network`."""
-    diffusion = config.diffusion
-    schedule = make_schedule(diffusion)
-    times = choose("times", diffusion.times, losses.TIME_SAMPLERS)
-    if config.task == "classify":
-        return dj.classifier_loss(apply, schedule, times=times)
-    if isinstance(schedule, LearnedLogsnr):
-        return learned_loss(config, apply, schedule)
-    if diffusion.density is not None:
-        schedule = schedules.resampled(schedule, build("density", diffusion.density, DENSITIES))
-    make: Any = dj.hybrid_loss if diffusion.learn_variance else dj.diffusion_loss
-    return make(
-        apply,
-        schedule,
-        make_parameterization(diffusion),
-        weight=build("weight", diffusion.weight, losses.WEIGHTS, schedule=schedule),
-        times=times,
-    )
-
-
-def learned_loss(
-    config: Config, apply: Callable[..., Array], schedule: LearnedLogsnr
-) -> losses.Loss:
-    """The variational bound, which trains a schedule and the network together."""
-    diffusion = config.diffusion
-    if diffusion.weight != "likelihood" or diffusion.density or diffusion.learn_variance:
-        raise ValueError(
-            f"The schedule {diffusion.schedule} is learned, on the variational bound: set "
-            "diffusion.weight to likelihood, and neither density nor learn_variance."
-        )
-    return dj.learned_bound_loss(
-        lambda network, *inputs, **rest: apply({"network": network}, *inputs, **rest),
-        schedule,
-        make_parameterization(diffusion),
-        times=choose("times", diffusion.times, losses.TIME_SAMPLERS),
-        num_bins=config.data.num_bins,
-    )
-
-
-def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Linear warm-up, then constant or down to 0 at the last step."""
-    peak, warmup = config.learning_rate, config.warmup_steps
-    rest = max(num_steps - warmup, 1)
-    after = {
-        "constant": optax.constant_schedule(peak),
-        "cosine": optax.cosine_decay_schedule(peak, rest),
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-    }
-    rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
-    return optax.join_schedules([rise, choose("decay", config.decay, after)], [warmup])
-
-
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """The optax optimizer of a configuration, behind the clipping of gradients.
-
-    Raises:
-      ValueError: optax has no such optimizer, or it has no weight decay and one is set.
-    """
-    build = getattr(optax, config.name, None)
-    if build is None:
-        raise ValueError(f"optax has no optimizer named {config.name!r}.")
-    accepted = inspect.signature(build).parameters
-    if config.weight_decay and "weight_decay" not in accepted:
-        raise ValueError(
-            f"optimizer.weight_decay is {config.weight_decay}, but optax.{config.name} has none. "
-            f"Did you mean optimizer.name {config.name}w?"
-        )
-    # a schedule that is learned does not decay
-    mask = lambda params: {name: name != "schedule" for name in params}
-    wanted = {"b1": config.b1, "b2": config.b2, "weight_decay": config.weight_decay, "mask": mask}
-    options = {name: value for name, value in wanted.items() if name in accepted}
-    clip = optax.identity()
-    if config.clip_norm is not None:
-        clip = optax.clip_by_global_norm(config.clip_norm)
-    return optax.chain(clip, build(learning_rate(config, num_steps), **options))
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,8 @@ from configs import CONFIGS
 from diffjax.core.conditioning import Condition
 from diffjax.networks import Functional
 from diffjax.training import init_train_state, make_mesh, make_train_step
-from model import (
-    SampleOptions,
-    make_levels,
-    make_loss,
-    make_optimizer,
-    make_sampler,
-    make_schedule,
-    sampling_defaults,
-)
+from model import SampleOptions, make_levels, make_sampler, make_schedule, sampling_defaults
+from objective import make_loss, make_optimizer
 from runs import image_shape, make_network
 
 
