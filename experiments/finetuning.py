@@ -150,10 +150,10 @@ def controlnet_tuning(
     def see(batch: Batch) -> Batch:
         images, pictures = split_pictures(batch["x0"])
         inputs = {name: each for name, each in batch.items() if name != "x0"}
-        return {"x0": images, **with_control([inputs], pictures)[0]}
+        return {"x0": images, **with_control([inputs], "controlnet", pictures)[0]}
 
     def steer(conditions: list[Inputs], batch: Batch) -> list[Inputs]:
-        return with_control(conditions, split_pictures(batch["x0"])[1])
+        return with_control(conditions, "controlnet", split_pictures(batch["x0"])[1])
 
     def save(trained: Params, workdir: Path) -> Path:
         return save_folder(
@@ -161,7 +161,7 @@ def controlnet_tuning(
             lambda draft: save_model(draft, shape, trained["controlnet"]),
         )
 
-    told = steered(system, model, "controlnet")
+    told = steered(system, {"controlnet": model})
     return Tuning(told, {"controlnet": params}, parts.params, union, save, see, steer)
 
 

@@ -1,5 +1,7 @@
-"""The models beside text_to_image.py that look at pictures: image prompts, the safety checker."""
+"""The models beside text_to_image.py that look at pictures: image prompts, ControlNets, the safety
+checker."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from diffjax.networks.controlnet import ControlNetConfig
+from diffjax.networks.t2i_adapter import T2IAdapterConfig
+from diffjax.pipelines import Inputs, System, steered, with_control
 from diffjax.pipelines.image_prompt import clip_pixels, image_embedding
-from diffjax.pretrained import load_model
+from diffjax.pretrained import Components, load_model
 from diffjax.pretrained.safety import load_safety_checker, unsafe
 
 
@@ -33,6 +38,61 @@ def seen_in(picture: Path, encoder: Path) -> np.ndarray:
         return image_embedding(model, params, clip_pixels(pixels, model.config.image_size))
 
     return np.asarray(jax.jit(run)(model.params, pixels)[0])
+
+
+def with_steering(parts: Components, folders: Sequence[Path], **options: Any) -> Components:
+    """Parts with the ControlNets and T2I-Adapters of some folders, in the place of their own.
+
+    options: of `load_model`.
+    """
+    others = {name: each for name, each in parts.models.items() if not _steers(each.config)}
+    found = {f"control_{i}": load_model(folder, **options) for i, folder in enumerate(folders)}
+    for model, folder in zip(found.values(), folders):
+        if not _steers(model.config):
+            raise ValueError(f"--controlnet {folder} is neither a ControlNet nor a T2I-Adapter")
+    return parts._replace(models={**others, **found})
+
+
+def steer(
+    system: System,
+    parts: Components,
+    conditions: list[Inputs],
+    pictures: Sequence[Path],
+    scales: Sequence[float],
+    *,
+    count: int,
+    size: tuple[int, int],
+) -> tuple[System, list[Inputs]]:
+    """A system that pictures steer, and what it is told.
+
+    Args:
+      parts: with a network for each of the pictures.
+      pictures: files.
+      scales: how much they count, one number for all or one for each.
+      count: of the images.
+      size: their height and width.
+    """
+    if "unet" not in parts.models:
+        raise ValueError(f"{parts.name} has no UNet; ControlNets and T2I-Adapters steer UNets")
+    steering = {name: each for name, each in parts.models.items() if _steers(each.config)}
+    if len(pictures) != len(steering):
+        given = f"{len(pictures)} pictures for {len(steering)} ControlNets and T2I-Adapters"
+        raise ValueError(f"--control-image has {given}")
+    height, width = size
+    each_scale = np.broadcast_to(scales, len(steering))
+    for (name, model), file, scale in zip(steering.items(), pictures, each_scale):
+        control = isinstance(model.config, ControlNetConfig)
+        channels = model.config.condition_channels if control else model.config.in_channels
+        picture = read_rgb(file).convert("L" if channels == 1 else "RGB")
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+        pixels = np.asarray(picture, np.float32).reshape(1, height, width, channels) / 255.0
+        pixels = jnp.tile(pixels, (count, 1, 1, 1))
+        conditions = with_control(conditions, name, pixels, scales=scale)
+    return steered(system, steering), conditions
+
+
+def _steers(config: Any) -> bool:
+    return isinstance(config, ControlNetConfig | T2IAdapterConfig)
 
 
 class Watch:

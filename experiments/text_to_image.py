@@ -42,7 +42,7 @@ from diffjax.pretrained.textual_inversion import load_embedding
 from diffjax.solvers import SOLVERS
 from diffjax.training import batch_sharding, make_mesh, replicated
 from export_sampler import export_sampler, require_flatbuffers
-from picture_models import Watch, seen_in
+from picture_models import Watch, seen_in, steer, with_steering
 from prompt_line import fit_size, parse_prompt_line
 from stages import Canvas, Mix, Stages
 
@@ -97,6 +97,12 @@ class Args:
     """how much that counts"""
     image_encoder: Path | None = None
     """folder of CLIP's image encoder; by default MODEL/image_encoder"""
+    controlnet: tuple[Path, ...] = ()
+    """folders of ControlNets and T2I-Adapters"""
+    control_image: tuple[Path, ...] = ()
+    """what they see, a picture for each: edges, poses, depths"""
+    controlnet_scale: tuple[float, ...] = (1.0,)
+    """how much that counts, one number for all or one for each"""
     lora: tuple[str, ...] = ()
     """LoRA files, each FILE or FILE:SCALE"""
     embedding: tuple[Path, ...] = ()
@@ -155,9 +161,17 @@ def check_args(args: Args) -> None:
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"--{name.replace('_', '-')} {path} is not a file")
     pairs = ("mask", "image"), ("image_prompt", "ip_adapter"), ("ip_adapter", "image_prompt")
-    for name, needed in pairs:
-        if getattr(args, name) is not None and getattr(args, needed) is None:
+    for name, needed in (*pairs, ("controlnet", "control_image")):
+        if getattr(args, name) and not getattr(args, needed):
             raise ValueError(f"--{name.replace('_', '-')} needs --{needed.replace('_', '-')}")
+    for path in args.control_image:
+        if not path.is_file():
+            raise FileNotFoundError(f"--control-image {path} is not a file")
+    if len(args.controlnet_scale) not in (1, len(args.control_image)):
+        given = f"{len(args.controlnet_scale)} numbers for {len(args.control_image)} pictures"
+        raise ValueError(f"--controlnet-scale has {given}")
+    if args.control_image and args.ip_adapter is not None:
+        raise ValueError("--control-image does not go with --ip-adapter")
     if not 0.0 <= args.chaos <= 100.0:
         raise ValueError(f"--chaos is {args.chaos}; it must be in [0, 100]")
     if args.export is not None:
@@ -179,15 +193,14 @@ def image_size(args: Args, ratio: float | None, system: System) -> tuple[int, in
 
 def load_parts(args: Args, folder: Path) -> Components:
     """The parts of the model, with learned words and the LoRA files in them."""
-    mesh = make_mesh()
-    parts = load_components(
-        folder,
-        dtype=args.dtype,
-        param_dtype=args.dtype,
-        variant=args.variant,
-        mesh=mesh,
-        single_file=args.single_file,
-    )
+    options: dict[str, Any] = {
+        "dtype": args.dtype,
+        "param_dtype": args.dtype,
+        "mesh": make_mesh(),
+    }
+    parts = load_components(folder, variant=args.variant, single_file=args.single_file, **options)
+    if args.controlnet:
+        parts = with_steering(parts, args.controlnet, **options)
     for path in args.embedding:
         if not path.is_file():
             raise FileNotFoundError(f"--embedding {path} is not a file")
@@ -345,6 +358,10 @@ def main() -> None:
         system = image_prompted(system, parts)
         seen = seen_in(args.image_prompt, args.image_encoder or folder / "image_encoder")
         conditions = with_image_prompt(conditions, jnp.tile(seen, (count, 1)))
+    if args.control_image:
+        shape: dict[str, Any] = {"count": count, "size": size}
+        given = args.control_image, args.controlnet_scale
+        system, conditions = steer(system, parts, conditions, *given, **shape)
     conditions = place(conditions)
     plan = plan._replace(levels=everywhere(plan.levels))
     params = everywhere(parts.params)

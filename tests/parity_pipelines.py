@@ -613,7 +613,7 @@ def _enlarge(run: Run, recorder: Recorder) -> jax.Array:
 def _steered(run: Run, recorder: Recorder) -> jax.Array:
     name = "controlnet" if "controlnet" in run.parts.models else "adapter"
     guess = run.call.get("guess_mode", False)
-    system = steered(run.system, run.parts.models[name], name, guess=guess)
+    system = steered(run.system, {name: run.parts.models[name]}, guess=guess)
     conditions = prompts_of(run)
     times = (jnp.inf, -jnp.inf)
     if "control_guidance_start" in run.call:
@@ -621,7 +621,7 @@ def _steered(run: Run, recorder: Recorder) -> jax.Array:
         share = run.call["control_guidance_start"], run.call["control_guidance_end"]
         times = control_times(levels, *share)
     scales = [1.0, 0.0 if guess else 1.0][: len(conditions)]
-    conditions = with_control(conditions, image_of(run), scales=scales, times=times)
+    conditions = with_control(conditions, name, image_of(run), scales=scales, times=times)
     return make_images(run._replace(system=system), recorder, conditions)
 
 

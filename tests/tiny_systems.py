@@ -9,10 +9,13 @@ import numpy as np
 from diffjax.networks import unet
 from diffjax.networks.autoencoder_kl import AutoencoderKLConfig, autoencoder_kl
 from diffjax.networks.clip import CLIPTextConfig, clip_text
+from diffjax.networks.controlnet import controlnet
 from diffjax.networks.functional import Functional, Params, flatten, unflatten
+from diffjax.networks.t2i_adapter import T2IAdapterConfig, t2i_adapter
 from diffjax.networks.unet_context import ContextConfig
 from diffjax.networks.unet_latent_presets import sd1_unet
-from diffjax.pretrained import save_model
+from diffjax.pretrained import load_model, save_model
+from diffjax.pretrained.controlnet import controlnet_of_unet
 
 SIDE = 8  # of the images; their latents have half of it
 WORDS = ("a", "cat", "dog", "red", "blue", "circle")
@@ -50,6 +53,16 @@ def save_stable_diffusion(folder: Path, *, xl: bool = False, prediction: str = "
     _write(folder / "scheduler" / "scheduler_config.json", scheduler)
     _write(folder / "model_index.json", _index(parts, xl))
     return folder
+
+
+def save_steering(folder: Path, model: Path) -> tuple[Path, Path]:
+    """Write a ControlNet and a T2I-Adapter for a tiny Stable Diffusion into a new folder."""
+    unet_config = load_model(model / "unet").config
+    control = controlnet_of_unet(unet_config, condition_widths=(4, 4))
+    adapter = T2IAdapterConfig(channels=unet_config.block_out_channels, num_blocks=1, factor=2)
+    save_model(folder / "controlnet", control, draw_params(controlnet(control), 10))
+    save_model(folder / "adapter", adapter, draw_params(t2i_adapter(adapter), 11))
+    return folder / "controlnet", folder / "adapter"
 
 
 def draw_params(network: Functional, seed: int) -> Params:

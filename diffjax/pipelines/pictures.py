@@ -6,12 +6,13 @@ to take them; the result goes to `txt2img` or `img2img` like any other condition
     conditions = with_hole(system, params, keys, conditions, images, mask)
     images = txt2img(system, params, keys, conditions, ...)
 
-`steered` makes of a system one that a ControlNet or a T2I-Adapter steers.
+`steered` makes of a system one that ControlNets and T2I-Adapters steer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -109,40 +110,73 @@ def with_small(
     return [{**each, **told} for each in conditions]
 
 
-def steered(system: System, steering: Model, name: str, *, guess: bool = False) -> System:
-    """A system whose UNet is steered by a picture through a ControlNet or a T2I-Adapter.
+def steered(system: System, steering: Mapping[str, Model], *, guess: bool = False) -> System:
+    """A system whose UNet is steered by pictures through ControlNets and T2I-Adapters.
 
-    The inputs of its conditions need the entries of `with_control`.
+    What several of them tell the UNet is added up. The inputs of its conditions need an entry of
+    `with_control` for each.
     Sources: ControlNet, arXiv:2302.05543; T2I-Adapter, arXiv:2302.08453.
 
     Args:
       system: around a conditional UNet.
-      steering: the network.
-      name: of the entry of params that holds its params.
+      steering: the networks, by the names of the entries of params that hold their params.
       guess: for ControlNets, see there; then the scale of the unconditional inputs is 0.
     """
-    if isinstance(steering.config, ControlNetConfig):
-        return _controlled(system, steering, name, guess)
+    nets = {k: each for k, each in steering.items() if isinstance(each.config, ControlNetConfig)}
+    adapters = {name: each for name, each in steering.items() if name not in nets}
+
+    def see(params: Params, name: str, given: Inputs) -> list[Array]:
+        features = adapters[name].network.apply(params[name], given["picture"])
+        return [each * _wide(given["scale"]) for each in features]
 
     def condition(params: Params, inputs: Inputs) -> dict[str, Any]:
-        features = steering.network.apply(params[name], inputs["control"])
-        scale = inputs["control_scale"][:, None, None, None]
+        control = inputs.get("control", {})
+        _require_pictures(control, steering)
         told = system.condition(params, inputs)
-        return {**told, "features": [each * scale for each in features]}
+        if nets:
+            told["control"] = {name: control[name] for name in nets}
+        if adapters:
+            told["features"] = _added_up([see(params, name, control[name]) for name in adapters])
+        return told
 
-    return system._replace(condition=condition)
+    def apply(
+        params: Params,
+        x: Array,
+        t: Array,
+        *,
+        control: Mapping[str, Inputs],
+        channels: Array | None = None,
+        features: Sequence[Array] = (),
+        **told: Any,
+    ) -> Array:
+        residuals = []
+        for name, each in nets.items():
+            given = control[name]
+            found = each.network.apply(
+                params[name], x, t, condition=given["picture"], guess=guess, **told
+            )
+            active = (given["last"] <= t) & (t <= given["first"])
+            scale = _wide(jnp.where(active, given["scale"], 0.0))
+            residuals.append(jax.tree.map(lambda part, scale=scale: part * scale, found))
+        more = {} if channels is None else {"channels": channels}
+        more |= {"features": features} if features else {}
+        return system.apply(params, x, t, residuals=_added_up(residuals), **more, **told)
+
+    return system._replace(condition=condition, **({"apply": apply} if nets else {}))
 
 
 def with_control(
     conditions: Sequence[Inputs],
+    name: str,
     pictures: Array,
     *,
     scales: Sequence[ArrayLike] | ArrayLike = 1.0,
     times: tuple[ArrayLike, ArrayLike] = (jnp.inf, -jnp.inf),
 ) -> list[Inputs]:
-    """What a steered system is told.
+    """What one of the networks that steer a system is told.
 
     Args:
+      name: of the network, as in `steered`.
       pictures: [B, H, W, 3] in [0, 1]: edges, poses, depths.
       scales: how much they count, one number or one for each condition.
       times: first and last clock at which they do, see `control_times`; for ControlNets.
@@ -151,14 +185,9 @@ def with_control(
     each_scale = list(scales) if isinstance(scales, Sequence) else [scales] * len(conditions)
     full = lambda value: jnp.full(count, value, jnp.float32)
     first, last = map(full, times)
+    given = {"picture": pictures, "first": first, "last": last}
     return [
-        {
-            **each,
-            "control": pictures,
-            "control_scale": full(scale),
-            "control_from": first,
-            "control_to": last,
-        }
+        {**each, "control": {**each.get("control", {}), name: {**given, "scale": full(scale)}}}
         for each, scale in zip(conditions, each_scale, strict=True)
     ]
 
@@ -187,30 +216,17 @@ def resize_linear(pictures: Array, height: int, width: int) -> Array:
     return pictures
 
 
-def _controlled(system: System, steering: Model, name: str, guess: bool) -> System:
-    def condition(params: Params, inputs: Inputs) -> dict[str, Any]:
-        control = {key: value for key, value in inputs.items() if key.startswith("control")}
-        return {**system.condition(params, inputs), **control}
+def _require_pictures(control: Mapping[str, Inputs], names: Collection[str]) -> None:
+    missing = [name for name in names if name not in control]
+    if missing:
+        raise ValueError(f"the conditions hold no picture for {missing[0]!r}; see with_control")
 
-    def apply(
-        params: Params,
-        x: Array,
-        t: Array,
-        *,
-        control: Array,
-        control_scale: Array,
-        control_from: Array,
-        control_to: Array,
-        channels: Array | None = None,
-        **told: Any,
-    ) -> Array:
-        kept, middle = steering.network.apply(
-            params[name], x, t, condition=control, guess=guess, **told
-        )
-        active = (control_to <= t) & (t <= control_from)
-        scale = jnp.where(active, control_scale, 0.0)[:, None, None, None]
-        residuals = [each * scale for each in kept], middle * scale
-        more = {} if channels is None else {"channels": channels}
-        return system.apply(params, x, t, residuals=residuals, **more, **told)
 
-    return system._replace(condition=condition, apply=apply)
+def _wide(scale: Array) -> Array:
+    """[B] as a factor on [B, h, w, channels]."""
+    return scale[:, None, None, None]
+
+
+def _added_up(trees: Sequence[Any]) -> Any:
+    """The sum of trees of the same shape."""
+    return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *trees)

@@ -266,7 +266,10 @@ def test_a_new_controlnet_leaves_the_prediction_as_it_is(model, pictures, parts)
 
     inputs = {name: each for name, each in batch.items() if name != "x0"}
     steered = predict(tuning.system, tuning.join(tuning.trainable, tuning.frozen), inputs)
-    np.testing.assert_array_equal(steered, predict(make_system(parts), parts.params, inputs))
+    plain = predict(make_system(parts), parts.params, inputs)
+    # two programs round differently
+    np.testing.assert_allclose(steered, plain, rtol=1e-5, atol=1e-5)
+    assert np.abs(plain).max() > 0.1
 
 
 @pytest.mark.slow

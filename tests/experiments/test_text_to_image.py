@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_systems
 from PIL import Image
+from tiny_systems import SIDE
 
 import export_sampler
 import text_to_image
 from prompt_line import fit_size, parse_prompt_line
 
 MODEL = Path(__file__).parents[1] / "references" / "pipelines" / "pixart_alpha" / "pipeline"
+PICTURE = next(map(str, Path(__file__).parents[2].glob("docs/pictures/*.png")))
 
 
 def make(monkeypatch, output, *words):
@@ -92,6 +95,26 @@ def test_noise_in_common_and_masks(monkeypatch, tmp_path):
     np.testing.assert_allclose(kept, others, atol=1)
 
 
+@pytest.mark.slow
+def test_pictures_steer_through_controlnets_and_adapters(monkeypatch, tmp_path):
+    model = tiny_systems.save_stable_diffusion(tmp_path / "model")
+    control, adapter = tiny_systems.save_steering(tmp_path / "steering", model)
+    pixels = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "edges.png")
+    words = ["--model", str(model), "--prompt", "a cat", "--num-steps", "2"]
+    see = ["--control-image", *[str(tmp_path / "edges.png")] * 2]
+    see += ["--controlnet", str(control), str(adapter), "--controlnet-scale"]
+    run = lambda name, *more: make(monkeypatch, tmp_path / name, *words, *more)["000000_0000.png"]
+    plain, _ = run("a")
+    off, _ = run("b", *see, "0")
+    np.testing.assert_allclose(off.astype(int), plain.astype(int), atol=1)
+    first, settings = run("c", *see, "1", "0")
+    second, _ = run("d", *see, "0", "1")
+    assert settings["controlnet_scale"] == [1.0, 0.0]
+    for one, other in ((first, plain), (second, plain), (first, second)):
+        assert np.abs(one.astype(int) - other).max() > 1
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -100,6 +123,11 @@ def test_noise_in_common_and_masks(monkeypatch, tmp_path):
         (["--mask", "none.png"], "none.png is not a file"),
         (["--mask", __file__], "--mask needs --image"),
         (["--ip-adapter", __file__], "--ip-adapter needs --image-prompt"),
+        (["--controlnet", "none"], "--controlnet needs --control-image"),
+        (["--control-image", "none.png"], "--control-image none.png is not a file"),
+        (["--control-image", PICTURE, "--controlnet-scale", "1", "2"], "2 numbers for 1 pictures"),
+        (["--control-image", PICTURE], "has no UNet; ControlNets"),
+        (["--controlnet", "none", "--control-image", PICTURE], "none/config.json is missing"),
         (["--single-file", __file__], "not a readable safetensors file"),
         (["--export", "sampler.zip"], "expected FILE.npz"),
         (["--num-steps", "0"], "--num-steps is 0"),

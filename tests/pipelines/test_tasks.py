@@ -1,4 +1,5 @@
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +7,9 @@ import numpy as np
 import pytest
 
 import diffjax as dj
+from diffjax.networks.controlnet import ControlNetConfig
+from diffjax.networks.t2i_adapter import T2IAdapterConfig
+from diffjax.networks.unet_latent_presets import sd1_unet
 from diffjax.pipelines import (
     System,
     control_times,
@@ -14,11 +18,13 @@ from diffjax.pipelines import (
     inpaint,
     make_plan,
     make_system,
+    steered,
     txt2img,
+    with_control,
 )
 from diffjax.pipelines.pictures import resize_linear
 from diffjax.pipelines.system import pixel_codec
-from diffjax.pretrained import Components, UnsupportedError, read_scheduler
+from diffjax.pretrained import Components, Model, UnsupportedError, read_scheduler
 
 DDIM = {"_class_name": "DDIMScheduler", "clip_sample": False, "prediction_type": "sample"}
 SCHEDULER = read_scheduler(DDIM)
@@ -133,6 +139,34 @@ def test_small_images_are_enlarged_within_the_range_of_images():
 def test_a_part_without_steps_steers_nothing_and_is_refused():
     with pytest.raises(ValueError, match="no step of 4"):
         control_times(SCHEDULER.levels(4), 0.3, 0.4)
+
+
+def test_what_networks_that_steer_say_is_scaled_and_added_up_within_their_times():
+    """The UNet returns what it is told; a ControlNet says its picture, an adapter twice that."""
+    unet = lambda params, x, t, *, residuals=((), 0.0), features=(): residuals[1] + sum(features)
+    net = SimpleNamespace(apply=lambda params, x, t, *, condition, guess: ([x], params * condition))
+    adapter = SimpleNamespace(apply=lambda params, picture: [params * picture])
+    config = ControlNetConfig(sd1_unet())
+    steering = {"a": Model(config, net, 1.0), "b": Model(config, net, 1.0)}
+    system = constant_system()._replace(apply=unet, condition=lambda params, inputs: {})
+    params, x, t = {"a": 1.0, "b": 1.0, "c": 2.0}, jnp.zeros((2, 4, 4, 3)), jnp.array([5.0, 500.0])
+    picture = jnp.ones((2, 4, 4, 3))
+
+    def said(names, scales, times=(jnp.inf, -jnp.inf)):
+        models = {**steering, "c": Model(T2IAdapterConfig(), adapter, 2.0)}
+        told = steered(system, {name: models[name] for name in names})
+        conditions = [{}]
+        for name, scale in zip(names, scales):
+            conditions = with_control(conditions, name, picture, scales=scale, times=times)
+        (inputs,) = conditions
+        return told.apply(params, x, t, **told.condition(params, inputs))[:, 0, 0, 0]
+
+    np.testing.assert_allclose(said("ab", (0.5, 0.25)), 0.75)
+    np.testing.assert_allclose(said("c", (0.5,)), 1.0)
+    np.testing.assert_allclose(said("abc", (1.0, 0.0, 0.5)), 2.0)
+    np.testing.assert_allclose(said("a", (1.0,), times=(900.0, 100.0)), [0.0, 1.0])
+    with pytest.raises(ValueError, match="no picture for 'a'; see with_control"):
+        steered(system, steering).condition(params, {})
 
 
 def test_a_system_that_is_not_there_is_named_with_the_nearest():
