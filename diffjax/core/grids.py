@@ -15,7 +15,7 @@ import numpy as np
 
 
 def full(num_train_steps: int) -> np.ndarray:
-    """Every step of a table: T - 1, ..., 1, 0, -1.
+    """Every step of a table of num_train_steps T: T - 1, ..., 1, 0, -1. [T + 1] int32.
 
     >>> full(4)
     array([ 3,  2,  1,  0, -1], dtype=int32)
@@ -25,6 +25,16 @@ def full(num_train_steps: int) -> np.ndarray:
 
 def uniform(num_steps: int, *, start: float = 1.0, end: float = 0.0) -> np.ndarray:
     """Evenly spaced continuous times from `start` (noise) down to `end`, num_steps + 1 of them.
+
+    Args:
+      num_steps: at least 1.
+      start, end: with 0 <= end < start <= 1.
+
+    Returns:
+      [num_steps + 1] float32.
+
+    Raises:
+      ValueError: no step at all, or times outside of [0, 1].
 
     >>> uniform(4)
     array([1.  , 0.75, 0.5 , 0.25, 0.  ], dtype=float32)
@@ -43,6 +53,12 @@ def trailing(num_steps: int, num_train_steps: int | None = None) -> np.ndarray:
     Args:
       num_steps: N, from 1 to T.
       num_train_steps: T of a table; None for continuous time, where this is `uniform`.
+
+    Returns:
+      [N + 1] times, int32 for a table and float32 otherwise.
+
+    Raises:
+      ValueError: no step at all, or more than the table has.
 
     >>> trailing(4, 1000)
     array([999, 749, 499, 249,  -1], dtype=int32)
@@ -68,6 +84,12 @@ def leading(num_steps: int, num_train_steps: int, *, offset: int = 0) -> np.ndar
       num_train_steps: T of the table.
       offset: added to every time, 0 or 1 as a rule.
 
+    Returns:
+      [N + 1] int32.
+
+    Raises:
+      ValueError: no step at all, more than the table has, or an offset that leaves the table.
+
     >>> leading(4, 1000, offset=1)
     array([751, 501, 251,   1,  -1], dtype=int32)
     """
@@ -86,6 +108,16 @@ def linspace(num_steps: int, num_train_steps: int) -> np.ndarray:
 
     With one step only the cleanest is visited.
 
+    Args:
+      num_steps: from 1 to num_train_steps.
+      num_train_steps: of the table.
+
+    Returns:
+      [num_steps + 1] int32.
+
+    Raises:
+      ValueError: no step at all, or more than the table has.
+
     >>> linspace(4, 1000)
     array([999, 666, 333,   0,  -1], dtype=int32)
     """
@@ -100,6 +132,16 @@ def quadratic(num_steps: int, num_train_steps: int | None = None) -> np.ndarray:
         t_i = round((T - 1) ((N - 1 - i) / (N - 1))^2), raised to N - 1 - i, in a table
 
     Raising keeps the steps of a table distinct. Source: DDIM, arXiv:2010.02502, Appendix D.2.
+
+    Args:
+      num_steps: N, from 1 to T.
+      num_train_steps: T of a table; None for continuous time.
+
+    Returns:
+      [N + 1] times, int32 for a table and float32 otherwise.
+
+    Raises:
+      ValueError: no step at all, or more than the table has.
 
     >>> quadratic(4, 1000)
     array([999, 444, 111,   0,  -1], dtype=int32)
@@ -124,6 +166,13 @@ def from_times(
       times: strictly decreasing; integers 0 .. T - 1 for a table, floats in [0, 1] otherwise.
       num_train_steps: T of a table; None for continuous time.
       fractions: floats are fractions of a table's steps, between which it interpolates.
+
+    Returns:
+      [N + 1] times, int32 for whole steps of a table and float32 otherwise.
+
+    Raises:
+      ValueError: no times, or not decreasing, or outside of the range.
+      TypeError: fractions of a table's steps without `fractions`.
 
     >>> from_times([999, 500, 20], 1000)
     array([999, 500,  20,  -1], dtype=int32)

@@ -47,6 +47,9 @@ def runge_kutta(num_steps: ArrayLike) -> Integrate:
     Args:
       num_steps: at least 1; traced, one compiled program serves every number of steps.
 
+    Raises:
+      ValueError: no step at all.
+
     >>> integrate = runge_kutta(8)
     >>> round(float(integrate(lambda p, y: y, jnp.ones(()), 0.0, 1.0)), 3)
     2.718

@@ -26,6 +26,9 @@ def slerp(a: Array, b: Array, weight: ArrayLike) -> Array:
     Returns:
       [B, ...].
 
+    Raises:
+      ValueError: the two have different shapes, or no axis besides the batch's.
+
     >>> slerp(jnp.array([[2.0, 0.0]]), jnp.array([[0.0, 2.0]]), 0.5).round(3).tolist()
     [[1.4140000343322754, 1.4140000343322754]]
     """

@@ -101,6 +101,9 @@ def learned_logsnr(
       start, end: log-SNR at t = 0 and t = 1 before training; VDM's are the defaults.
       num_features: sigmoids in the monotone function, at least 1.
 
+    Raises:
+      ValueError: end is not below start, or there is no sigmoid.
+
     >>> schedule = learned_logsnr(10.0, -10.0)
     >>> schedule(jnp.array(0.5)).sigma.round(2), sorted(schedule.params)
     (Array(0.71, dtype=float32), ['ends', 'inner', 'outer', 'slope'])
@@ -134,8 +137,9 @@ def learned_bound_loss(
     """`bound_loss` for a schedule that is learned: network and ends lower it, s its variance.
 
     Its parameters are {"network": those of the network, "schedule": `schedule.params`}. After
-    training, `schedule.with_params(params["schedule"])` is the schedule to sample from. Arguments
-    and result as for `bound_loss`; the values are the same.
+    training, `schedule.with_params(params["schedule"])` is the schedule to sample from. Other
+    arguments (apply, parameterization, times, num_bins) and the result as for `bound_loss`; the
+    values are the same.
 
     >>> schedule = learned_logsnr(num_features=8)
     >>> loss = learned_bound_loss(lambda params, x, t, keys: params * x, schedule)

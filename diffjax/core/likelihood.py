@@ -75,6 +75,9 @@ def hutchinson_trace(num_probes: int = 1, *, probes: str = "rademacher") -> Trac
     Args:
       num_probes: averaged over, at least 1.
       probes: "rademacher" (+-1; it has the smaller variance) or "gaussian".
+
+    Raises:
+      ValueError: no probe at all, or of another kind.
     """
     if num_probes < 1 or probes not in PROBES:
         raise ValueError(

@@ -336,8 +336,18 @@ def hybrid_loss(
     flows through its mean, so that it trains the variance alone.
     Source: Improved DDPM, arXiv:2102.09672, Eq. 16.
 
-    Arguments and result as in `diffusion_loss`, but the network's output has 2 C channels and the
-    schedule must be a table.
+    Args:
+      apply, parameterization, weight, times, noise_offset: as of `diffusion_loss`, but the network
+        has 2 C output channels.
+      schedule: a table.
+      vlb_weight: of L_vlb.
+
+    Returns:
+      A loss as of `diffusion_loss`, with the metrics "mse" and "vlb".
+
+    Raises:
+      TypeError: the schedule is no table.
+      ValueError: as of `diffusion_loss`.
     """
     if not isinstance(schedule, Table):
         raise TypeError("hybrid_loss needs a table of steps, for example cosine_betas().")

@@ -168,7 +168,16 @@ def target(parameterization: Parameterization, clean: Array, noise: Array, level
 
 
 def estimate_x0(parameterization: Parameterization, x: Array, output: Array, level: NoiseLevel):
-    """The clean data that an output F stands for: x0 = skip x + out F. Shapes as in `target`."""
+    """The clean data that an output F stands for: x0 = skip x + out F.
+
+    Args:
+      parameterization: a row of the table.
+      x, output: [B, ...] noisy input and what the network made of it, float32.
+      level: of x; leaves scalar or [B].
+
+    Returns:
+      [B, ...] estimate of x0, float32.
+    """
     skip, out = parameterization.estimate(expand_level(level, x))
     return skip * x + out * output
 
@@ -177,6 +186,13 @@ def estimate_eps(x: Array, clean: Array, level: NoiseLevel) -> Array:
     """The noise that belongs to an estimate of the clean data: eps = (x - alpha x0) / sigma.
 
     It is 0 at sigma = 0, where x holds no noise.
+
+    Args:
+      x, clean: [B, ...] noisy input and the estimate of x0, float32.
+      level: of x; leaves scalar or [B].
+
+    Returns:
+      [B, ...] estimate of eps, float32.
     """
     level = expand_level(level, x)
     # numbers first: as a quotient of arrays, chosen between, it is several times as slow on a CPU
@@ -237,6 +253,9 @@ def make_denoiser(
       parameterization: what the network predicts: `eps`, `x0`, `v`, `score`, `velocity`.
       **conditioning: further inputs of the network, such as `labels` [B].
 
+    Returns:
+      (x [B, ...], level with leaves scalar or [B]) -> [B, ...] in the dtype of x.
+
     Raises:
       ValueError: when the output has another shape than x, or (outside jit) where the prediction
         does not determine x0.
@@ -270,6 +289,14 @@ def make_learned_variance_denoiser(
     Its output has twice the channels of x: first the prediction, then values whose range [-1, 1]
     is mapped to fractions [0, 1]. For `ancestral(variance="learned_range")`.
     Source: Improved DDPM, arXiv:2102.09672, Eq. 15.
+
+    Arguments (apply, params, parameterization, conditioning) as of `make_denoiser`.
+
+    Returns:
+      (x, level) -> `LearnedVariance`.
+
+    Raises:
+      ValueError: when the output has not twice the channels of x.
     """
 
     def denoise(x: Array, level: NoiseLevel) -> LearnedVariance:
@@ -316,6 +343,10 @@ def check_level(parameterization: Parameterization, level: NoiseLevel) -> None:
 
 
 def check_schedule(parameterization: Parameterization, schedule: Schedule) -> None:
-    """Refuse a schedule whose noisiest level `check_level` refuses; traced schedules pass."""
+    """Refuse a schedule whose noisiest level `check_level` refuses; traced schedules pass.
+
+    Raises:
+      ValueError: when the parameterization says nothing of x0 there, as eps at zero terminal SNR.
+    """
     steps = num_train_steps(schedule)
     check_level(parameterization, schedule(jnp.asarray(1.0 if steps is None else steps - 1)))

@@ -116,6 +116,11 @@ def sample(
     Returns:
       [B, ...] at the last level, in the dtype of x and levels, float32 at least.
 
+    Raises:
+      ValueError: a key of the old kind or of another batch, levels that are no grid, or a number of
+        steps or segments that the grid does not have.
+      TypeError: x holds no floats, or is a scalar.
+
     >>> from diffjax.core import grids, schedules
     >>> levels = schedules.cosine()(grids.trailing(10))
     >>> follow = stateless(lambda keys, x, denoise, current, next_: denoise(x, current))
@@ -188,7 +193,10 @@ def trajectory(
 ) -> Trajectory:
     """Like `sample`, but keep every x and the first estimate of x0 of every step.
 
-    Arguments as in `sample`. The last entry of `x` is what `sample` returns.
+    Arguments (key, x, denoise, solver, levels, on_step) and errors as of `sample`.
+
+    Returns:
+      A `Trajectory`; the last entry of its `x` is what `sample` returns.
     """
     keys, x, levels, _ = _check_start(key, x, levels)
 
@@ -240,6 +248,16 @@ def pad_levels(levels: NoiseLevel, num_steps: int) -> NoiseLevel:
 
     Together with the `num_steps` argument of `sample` this lets one compiled program serve grids
     of every length up to the padded one.
+
+    Args:
+      levels: [N + 1] grid.
+      num_steps: the most steps that are to be served, N or more.
+
+    Returns:
+      [num_steps + 1] levels.
+
+    Raises:
+      ValueError: the grid has more steps than that.
     """
     missing = num_steps - _check_levels(levels)
     if missing < 0:

@@ -50,6 +50,12 @@ def karras_ratios(
       rho: larger makes shorter steps at small ratios.
       end: the last entry; 0 is clean data.
 
+    Returns:
+      [N + 1] float64, largest first.
+
+    Raises:
+      ValueError: no step at all, or not 0 <= smallest <= largest.
+
     >>> karras_ratios(2, 1.0, 10.0).round(4).tolist()
     [10.0, 1.0, 0.0]
     """
@@ -61,7 +67,10 @@ def karras_ratios(
 def exponential_ratios(
     num_steps: int, smallest: float, largest: float, *, end: float = 0.0
 ) -> np.ndarray:
-    """Evenly spaced logarithms, that is steps of equal length in log-SNR. Arguments as above.
+    """Evenly spaced logarithms, that is steps of equal length in log-SNR.
+
+    Args:
+      num_steps, smallest, largest, end: as of `karras_ratios`, smallest > 0.
 
     >>> exponential_ratios(3, 1.0, 100.0).round(4).tolist()
     [100.0, 10.0, 1.0, 0.0]
@@ -81,7 +90,11 @@ def beta_ratios(
 ) -> np.ndarray:
     """Quantiles of the beta distribution: with a, b < 1 the steps are short at both ends.
 
-    Source: "Beta Sampling is All You Need", arXiv:2407.12173. Arguments as above.
+    Source: "Beta Sampling is All You Need", arXiv:2407.12173.
+
+    Args:
+      num_steps, smallest, largest, end: as of `karras_ratios`.
+      a, b: of the distribution, positive.
 
     >>> beta_ratios(3, 0.0, 2.0).round(4).tolist()
     [2.0, 1.0, 0.0, 0.0]
@@ -97,9 +110,10 @@ def shifted_ratios(
 ) -> np.ndarray:
     """Evenly spaced times of the straight flow, u = ratio / (1 + ratio), with ratios times `shift`.
 
-    As `shifted`, but between the given ends and for any schedule. Arguments as above.
+    As `shifted`, but between the given ends and for any schedule.
 
     Args:
+      num_steps, smallest, largest, end: as of `karras_ratios`.
       shift: above 1 makes more steps at large ratios; 1 is even in u.
 
     >>> shifted_ratios(3, 0.5, 2.0, shift=1.0).round(4).tolist()

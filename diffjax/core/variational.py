@@ -145,6 +145,12 @@ def variational_bound(
       schedule: the table of the chain.
       variance: "fixed_small" or "fixed_large", for denoisers without a learned variance.
       num_bins: values that the data can take.
+
+    Returns:
+      A `VariationalBound`, in bits per dimension.
+
+    Raises:
+      ValueError: another name of a variance.
     """
     if variance not in ("fixed_small", "fixed_large"):
         raise ValueError(f"variance is {variance!r}; it must be 'fixed_small' or 'fixed_large'.")

@@ -31,6 +31,9 @@ class Moments(NamedTuple):
 def moments(features: np.ndarray) -> Moments:
     """Mean and unbiased covariance of features [N, D], N at least 2.
 
+    Raises:
+      ValueError: another shape, or too few of them.
+
     >>> moments(np.array([[0.0, 0.0], [2.0, 2.0]])).covariance
     array([[2., 2.],
            [2., 2.]])
@@ -58,6 +61,9 @@ def frechet_distance(
     Args:
       mean1, mean2: [D].
       covariance1, covariance2: [D, D] symmetric, positive semi-definite; may be singular.
+
+    Raises:
+      ValueError: shapes that do not fit together.
 
     >>> frechet_distance(np.zeros(2), np.eye(2), np.ones(2), 4 * np.eye(2))
     4.0
@@ -97,6 +103,9 @@ def kernel_distance(features1: np.ndarray, features2: np.ndarray) -> float:
     Args:
       features1: [N, D], N at least 2.
       features2: [M, D], M at least 2.
+
+    Raises:
+      ValueError: other shapes, or too few of either.
     """
     x, y = _features(features1), _features(features2)
     if x.shape[1] != y.shape[1] or len(x) < 2 or len(y) < 2:

@@ -16,6 +16,9 @@ def inception_score(probabilities: np.ndarray) -> float:
     Args:
       probabilities: [N, K], the classifier's p(y | x); rows sum to 1.
 
+    Raises:
+      ValueError: another shape, or rows that are no probabilities.
+
     >>> round(inception_score(np.eye(10)), 6)
     10.0
     """

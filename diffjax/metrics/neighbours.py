@@ -55,6 +55,9 @@ def prdc(real: np.ndarray, generated: np.ndarray, *, k: int = 5) -> Scores:
       generated: [M, D], more than k of them.
       k: which nearest neighbour the balls reach to.
 
+    Raises:
+      ValueError: vectors of different lengths, or no more than k of either.
+
     >>> points = np.arange(20.0)[:, None]
     >>> prdc(points, points, k=2)
     Scores(precision=1.0, recall=1.0, density=1.5, coverage=1.0)
@@ -101,7 +104,11 @@ def scores(matches: Matches, k: int) -> Scores:
 
 
 def radii(points: np.ndarray, k: int) -> np.ndarray:
-    """The distance from each of the points [N, D] to its k-th nearest other one: [N]."""
+    """The distance from each of the points [N, D] to its k-th nearest other one: [N].
+
+    Raises:
+      ValueError: k is not in 1 .. N - 1.
+    """
     points = _points(points)
     if not 1 <= k < len(points):
         raise ValueError(f"k is {k}; with {len(points)} points expected 1 to {len(points) - 1}.")

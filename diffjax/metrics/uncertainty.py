@@ -24,6 +24,12 @@ def jackknife(
         by class stays balanced.
       groups: g, at least 2.
 
+    Returns:
+      The standard error, in the shape of the statistic.
+
+    Raises:
+      ValueError: fewer than two groups, or more than points.
+
     >>> x = np.random.default_rng(0).normal(size=10_000)
     >>> abs(jackknife(lambda keep: x[keep].mean(), len(x)) - 0.01) < 0.005
     np.True_

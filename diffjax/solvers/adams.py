@@ -116,6 +116,9 @@ def plms(
         (iPNDM) starts with lower orders.
       schedule: of the levels, for "runge_kutta": it is called with the time in the middle.
 
+    Raises:
+      ValueError: another order or name, or "runge_kutta" without a schedule.
+
     >>> solver = plms()
     """
     _check_order(order)

@@ -121,6 +121,9 @@ def dpm_adaptive(
       max_steps: tried steps for one step of the grid; a sample that needs more becomes NaN, and so
         does one that is asked to go from data to noise.
 
+    Raises:
+      ValueError: another order.
+
     >>> from diffjax.core.schedules import linear
     >>> solver = dpm_adaptive(linear(), rtol=0.01)
     """

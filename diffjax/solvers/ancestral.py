@@ -93,6 +93,9 @@ def ancestral(variance: str = "fixed_small", *, normal: Normal = normal_each) ->
         from `make_learned_variance_denoiser`.
       normal: how noise is drawn; another function than the default may replay recorded draws.
 
+    Raises:
+      ValueError: another name of a variance, or in a step, a denoiser that does not go with it.
+
     >>> solver = ancestral(variance="fixed_large")
     """
     if variance not in VARIANCES:

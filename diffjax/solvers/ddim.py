@@ -78,6 +78,9 @@ def ddim(
         is limited and eps is not. Limit the denoiser (`clip_denoised`) to limit both.
       normal: how noise is drawn; another function than the default may replay recorded draws.
 
+    Raises:
+      ValueError: eta is a number outside of [0, 1].
+
     >>> solver = ddim(eta=0.5)
     """
     deterministic = isinstance(eta, int | float) and eta == 0.0
@@ -111,6 +114,9 @@ def ddim_inversion(held: str = "eps", *, limit: Callable[[Array], Array] | None 
     Args:
       held: "eps", or "v" for networks that predict it.
       limit: applied to x0, but not to eps; what it changes is lost to the way back.
+
+    Raises:
+      ValueError: held is another word.
 
     >>> solver = ddim_inversion()
     """

@@ -53,7 +53,14 @@ class Churn(NamedTuple):
 def churn_update(
     x: Array, noise: Array, current: NoiseLevel, churn: Churn
 ) -> tuple[Array, NoiseLevel]:
-    """x with churn added, and the level that it then is at. `current` has scalar leaves."""
+    """x with churn added, and the level that it then is at.
+
+    Args:
+      x: [B, ...] at `current`, float32.
+      noise: [B, ...] standard normal.
+      current: level with scalar leaves.
+      churn: how much.
+    """
     # pure noise, alpha = 0, takes no more of it
     signal = current.alpha > 0
     alpha = jnp.where(signal, current.alpha, 1.0)

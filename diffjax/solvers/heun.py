@@ -68,6 +68,9 @@ def heun(churn: Churn | None = None, *, slope: str = "eps", normal: Normal = nor
       slope: "eps" (EDM, k-diffusion) or "velocity" (straight flows).
       normal: how noise is drawn; another function than the default may replay recorded draws.
 
+    Raises:
+      ValueError: slope is another word.
+
     >>> solver = heun()
     """
     if slope not in SLOPES:

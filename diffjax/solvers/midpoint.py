@@ -72,7 +72,7 @@ def dpm2_ancestral(
     s_noise: float | Array = 1.0,
     normal: Normal = normal_each,
 ) -> Solver:
-    """DPM-Solver-2 (KDPM2) with ancestral noise: `dpm2` whose eta is 1.
+    """DPM-Solver-2 (KDPM2) with ancestral noise: `dpm2` whose eta is 1; arguments as there.
 
     >>> from diffjax.core.schedules import linear
     >>> solver = dpm2_ancestral(linear())

@@ -65,6 +65,9 @@ def sa_solver(
         corrector's is one higher.
       normal: how noise is drawn; another function than the default may replay recorded draws.
 
+    Raises:
+      ValueError: other orders.
+
     >>> solver = sa_solver(3, 4, tau=tau_between(0.05, 1.0))
     """
     if predictor_order not in (1, 2, 3, 4) or corrector_order not in (0, 1, 2, 3, 4):

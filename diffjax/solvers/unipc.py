@@ -140,6 +140,9 @@ def unipc(
       orders: [num_steps] upper limits of the order of each step, see `lower_final_orders`.
       correct: [num_steps] booleans, whether each step is corrected; all but the last by default.
 
+    Raises:
+      ValueError: another order or variant.
+
     >>> solver = unipc(2)
     """
     if order not in (1, 2, 3):

@@ -105,7 +105,7 @@ class TrainingLog:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The lines of `metrics.jsonl`, without a last one that was cut off."""
+    """The lines of `metrics.jsonl` in a run folder, without a last one that was cut off."""
     lines = []
     for text in (Path(folder) / METRICS).read_text().splitlines():
         try:

@@ -203,6 +203,11 @@ def shard_state(state: TrainState, mesh: Mesh, rules: Sequence[Rule] = ()) -> Tr
 
     The result may share memory with the given state, so that a step that donates it consumes
     both: go on with the result alone. With several processes each gives the same values.
+
+    Args:
+      state: on the host or on any devices.
+      mesh: from `make_mesh`.
+      rules: as of `state_sharding`; none copies the state to every device.
     """
     return jax.device_put(state, state_sharding(state, mesh, rules))
 

@@ -159,6 +159,11 @@ def noisy_levels(schedule: Schedule, noise_std: ArrayLike, num_steps: int = 20) 
 
     Ratios are spaced as in EDM (arXiv:2206.00364, Eq. 5), from noise_std to a hundredth of it.
 
+    Args:
+      schedule: of the levels.
+      noise_std: of the noise on unscaled data, positive.
+      num_steps: at least 1.
+
     >>> from diffjax.core.schedules import cosine
     >>> levels = noisy_levels(cosine(), 0.5, num_steps=2)
     >>> (levels.sigma / levels.alpha).round(3)
@@ -179,6 +184,9 @@ def estimate_noise_std(y: Array) -> Array:
 
     Args:
       y: [B, *spatial, C].
+
+    Raises:
+      ValueError: no spatial axis, or one of a single pixel.
 
     >>> y = 0.3 * jax.random.normal(jax.random.key(0), (1, 64, 64, 1))
     >>> estimate_noise_std(y).round(1)

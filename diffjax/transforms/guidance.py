@@ -115,6 +115,9 @@ def composed(
       others: the denoisers under each condition.
       guidance_scales: as many, each as in `classifier_free`.
 
+    Raises:
+      ValueError: not one scale for each of the others.
+
     >>> import jax.numpy as jnp
     >>> others = [lambda x, level: x + 1.0, lambda x, level: x + 10.0]
     >>> composed(lambda x, level: x, others, guidance_scales=[1.0, -1.0])(jnp.zeros(1), None)

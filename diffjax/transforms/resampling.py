@@ -67,6 +67,9 @@ def resampling(num_steps: int, *, jump_length: int = 10, num_resamples: int = 10
     Returns:
       int32 indices into the grid, neighbours of which differ by one: 0, 1, ..., N, N - 1, ..., N.
 
+    Raises:
+      ValueError: a stretch longer than the grid, or a length or number below 1.
+
     >>> resampling(4, jump_length=2, num_resamples=2)
     array([0, 1, 2, 3, 4, 3, 2, 3, 4], dtype=int32)
     """

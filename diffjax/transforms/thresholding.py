@@ -14,6 +14,10 @@ def clip_denoised(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> De
 
     Source: DDPM's sampler (arXiv:2006.11239); called static in Imagen, arXiv:2205.11487.
 
+    Args:
+      denoise: (x, level) -> estimate of x0; a `LearnedVariance` keeps its fraction.
+      low, high: range of the data.
+
     >>> clip_denoised(lambda x, level: 3.0 * x)(jnp.ones((1, 2)), None)
     Array([[1., 1.]], dtype=float32)
     """
@@ -34,6 +38,9 @@ def dynamic_threshold(
       denoise: the denoiser, its data in [-1, 1].
       quantile: in (0, 1].
       max_value: upper limit of s; Imagen has none, 1 is static clipping.
+
+    Raises:
+      ValueError: the quantile is outside of (0, 1].
     """
     if not 0.0 < quantile <= 1.0:
         raise ValueError(f"quantile is {quantile}; it must be in (0, 1].")

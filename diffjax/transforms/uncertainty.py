@@ -31,6 +31,9 @@ def uncertainty_map(
       key: one key; run i gets fold_in(key, i).
       num_samples: at least 2; the variance is divided by num_samples - 1.
 
+    Raises:
+      ValueError: fewer than two samples.
+
     >>> result = uncertainty_map(lambda key: jax.random.normal(key, (2, 3)), jax.random.key(0), 9)
     >>> result.mean.shape, result.std.shape
     ((2, 3), (2, 3))
