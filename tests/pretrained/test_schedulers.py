@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import parity_pipelines
 import parity_repaint
+import parity_runs
 import pytest
 from parity_bridges import BRIDGES
 from parity_sdes import OWN_LOOPS
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 def test_every_known_difference_is_explained():
     text = (ROOT / "docs/diffusers_differences.md").read_text()
     names = {*BRIDGES, parity_repaint.DIFFERENCE, *(row.difference for row in OWN_LOOPS.values())}
-    names |= parity_pipelines.DIFFERENCES
+    names |= parity_runs.DIFFERENCES
     assert set(re.findall(r"^## ([a-z0-9-]+)$", text, re.MULTILINE)) == names
 
 
