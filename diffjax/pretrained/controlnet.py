@@ -7,6 +7,7 @@ from diffjax.networks.controlnet import ControlNetConfig, controlnet
 from diffjax.networks.unet import unet
 from diffjax.networks.unet_config import UNetConfig
 from diffjax.pretrained.architecture import Architecture, Key, read_settings, write_settings
+from diffjax.pretrained.unet2d import same_unet
 from diffjax.pretrained.unet_condition import ENCODER_KEYS, NAMES, read_encoder, write_encoder
 
 _KEYS = {
@@ -30,6 +31,17 @@ _ENCODER = Architecture(
     write=write_encoder,
 )
 
+
+def _same(config: ControlNetConfig) -> ControlNetConfig:
+    """A configuration as folders are read, without what only the way up of its UNet has."""
+    encoder = same_unet(config.encoder)
+    context = encoder.context and replace(encoder.context, up_depth=None)
+    way_up = {"up_attention": encoder.attention, "upsample": encoder.downsample}
+    dtypes = {"dtype": config.dtype, "param_dtype": config.param_dtype}
+    notes = {"sample_size": None, "out_channels": encoder.in_channels}
+    return replace(config, encoder=replace(encoder, context=context, **way_up, **dtypes, **notes))
+
+
 CONTROLNET = Architecture(
     class_name="ControlNetModel",
     make=ControlNetConfig,
@@ -50,6 +62,7 @@ CONTROLNET = Architecture(
     names=NAMES,
     read=lambda saved: {"encoder": read_settings(_ENCODER, saved)},
     write=lambda config: write_settings(_ENCODER, config.encoder),
+    same=_same,
 )
 
 

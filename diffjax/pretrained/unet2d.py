@@ -86,7 +86,8 @@ def same_unet(config: UNetConfig) -> UNetConfig:
     """
     levels, up = len(config.block_out_channels), config.up_attention or config.attention
     each = lambda kinds: (kinds,) * levels if isinstance(kinds, str) else tuple(kinds)
-    scale = config.mid_residual_scale
+    scale, groups = config.mid_residual_scale, config.mid_attention_groups
+    beside = config.num_groups if config.end_groups is None else config.end_groups
     inside = {True, "last", "extended"} & {*config.attention, *up, config.mid_attention}
     return replace(
         config,
@@ -96,6 +97,7 @@ def same_unet(config: UNetConfig) -> UNetConfig:
         # the inverse of an inverse is a number to a last digit
         residual_scale=round(config.residual_scale, 12),
         mid_residual_scale=round(config.residual_scale if scale is None else scale, 12),
+        mid_attention_groups=beside if groups is None else groups,
         # of transformers the context has the number of heads
         head_dim=config.head_dim if inside else None,
         num_classes=written_classes(config),
@@ -220,6 +222,7 @@ def _require_joined_groups(saved: Mapping[str, Any]) -> None:
 
 
 def _write(config: UNetConfig) -> dict[str, Any]:
+    implied = config.mid_attention_groups is None and not config.scale_shift
     config = same_unet(config)
     up = config.up_attention or config.attention
     # blocks with attention resize as one key says for all of them
@@ -241,7 +244,7 @@ def _write(config: UNetConfig) -> dict[str, Any]:
         "up_block_types": up_blocks,
         "mid_block_type": "UNetMidBlock2D" if config.mid_block else None,
         "norm_num_groups": config.end_groups if config.num_groups is None else config.num_groups,
-        "attn_norm_num_groups": config.mid_attention_groups or None,
+        "attn_norm_num_groups": None if implied else config.mid_attention_groups or None,
         "time_embedding_type": name_of(TIME_EMBEDDINGS, config.time_embedding),
         "flip_sin_to_cos": config.flip_sin_to_cos or config.time_embedding == "fourier",
         "num_train_timesteps": config.num_times,

@@ -8,7 +8,7 @@ from diffjax.networks.unet_config import UNetConfig
 from diffjax.networks.unet_context import ContextConfig, at_level
 from diffjax.networks.unet_frames import FramesConfig
 from diffjax.pretrained.architecture import Architecture, Key
-from diffjax.pretrained.unet2d import block_kinds, named_blocks
+from diffjax.pretrained.unet2d import block_kinds, named_blocks, same_unet
 from diffjax.pretrained.unet_condition import ENCODER_KEYS, NAMES
 from diffjax.pretrained.weights import UnsupportedError
 
@@ -123,6 +123,7 @@ UNET_3D = Architecture(
     fixed=_WAVES,
     read=_read_3d,
     write=_write_3d,
+    same=same_unet,
 )
 
 
@@ -219,4 +220,5 @@ UNET_MOTION = Architecture(
     fixed=_WAVES,
     read=_read_motion,
     write=_write_motion,
+    same=same_unet,
 )

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -7,11 +8,13 @@ import numpy as np
 import pytest
 
 from diffjax.networks import UNetConfig, ddpm_celeba64, ddpm_cifar10, unet
+from diffjax.networks.controlnet import sd1_controlnet
 from diffjax.networks.unet_latent_presets import sd1_unet, sd2_unet, sdxl_unet
 from diffjax.pretrained import UnsupportedError, load_model, read_config, read_tensors, save_model
-from diffjax.pretrained.architecture import describes, read_settings
+from diffjax.pretrained.architecture import describes, read_settings, write_settings
 from diffjax.pretrained.controlnet import CONTROLNET
 from diffjax.pretrained.models import ARCHITECTURES
+from diffjax.pretrained.unet2d import UNET_2D
 from diffjax.pretrained.unet_condition import UNET_CONDITION
 from diffjax.pretrained.unet_video import UNET_3D, UNET_MOTION
 
@@ -91,14 +94,32 @@ def test_a_configuration_that_no_class_can_hold_is_refused(tmp_path):
         save_model(tmp_path, UNetConfig(patch_size=2), {})
 
 
-@pytest.mark.parametrize("make", [ddpm_cifar10, ddpm_celeba64, sd1_unet, sd2_unet, sdxl_unet])
+def sd1_control(*, dtype, **changes):
+    return sd1_controlnet(encoder=sd1_unet(**changes), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    "make", [ddpm_cifar10, ddpm_celeba64, sd1_unet, sd2_unet, sdxl_unet, sd1_control]
+)
 def test_published_shapes_have_a_class_whatever_training_adds(make):
     config = make(zero_init=False, remat=True, dtype="bfloat16")
     assert sum(describes(each, config) for each in ARCHITECTURES) == 1
 
 
+@pytest.mark.parametrize("architecture", [UNET_2D, UNET_CONDITION, UNET_3D, UNET_MOTION])
+def test_what_follows_from_other_fields_need_not_be_said(architecture):
+    given = {"up_block_types": ["UpBlock2D", *["AttnUpBlock2D"] * 3]}
+    given = {**given, "down_block_types": [*["AttnDownBlock2D"] * 3, "DownBlock2D"]}
+    config = read_settings(architecture, given if architecture is UNET_2D else {})
+    changes = {"up_attention": None, "upsample": "conv", "downsample": "conv"}
+    implicit = replace(config, mid_residual_scale=None, **changes)
+    assert describes(architecture, implicit)
+    assert write_settings(architecture, implicit) == write_settings(architecture, config)
+
+
 @pytest.mark.slow
-def test_a_network_trained_here_is_one_of_diffusers(tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"scale_shift": True, "downsample": "resnet"}])
+def test_a_network_trained_here_is_one_of_diffusers(changes, tmp_path):
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
     config = UNetConfig(
         sample_size=8,
@@ -110,6 +131,7 @@ def test_a_network_trained_here_is_one_of_diffusers(tmp_path):
         num_classes=3,
         cond_drop_prob=0.1,
         zero_init=False,
+        **changes,
     )
     init, apply = unet(config)
     params = init(jax.random.key(0))
