@@ -13,8 +13,8 @@ denoiser. `sample` is the one loop.
 >>> dj.sample(jax.random.key(1), x, denoise, dj.ddim(), schedule(dj.trailing(10))).shape
 (4, 2)
 
-`import diffjax` loads jax and the mathematics alone. Training, networks, data and pretrained
-weights are loaded when one of their names is first used.
+`import diffjax` loads jax and the mathematics alone. The other rooms, `dj.networks`, `dj.training`,
+`dj.data`, `dj.metrics`, `dj.pretrained` and `dj.pipelines`, are loaded when they are first named.
 """
 
 import importlib
@@ -196,11 +196,15 @@ from diffjax.transforms import (
 )
 
 if TYPE_CHECKING:
-    from diffjax.networks import UNetConfig, functional, unet
+    from diffjax import data, metrics, networks, pipelines, pretrained, training
+    from diffjax.networks import DiTConfig, UNetConfig, dit, functional, unet
     from diffjax.training import TrainState, init_train_state, make_train_step
 
+_ROOMS = ("data", "metrics", "networks", "pipelines", "pretrained", "training")
 _LAZY = {
+    "DiTConfig": "diffjax.networks",
     "UNetConfig": "diffjax.networks",
+    "dit": "diffjax.networks",
     "functional": "diffjax.networks",
     "unet": "diffjax.networks",
     "TrainState": "diffjax.training",
@@ -210,14 +214,21 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"diffjax.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'diffjax' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 __all__ = [
     "BatchKeys",
     "Churn",
+    "DiTConfig",
     "LearnedVariance",
     "NoiseLevel",
     "Parameterization",
@@ -258,6 +269,7 @@ __all__ = [
     "continuous_bound",
     "cosine",
     "cosine_betas",
+    "data",
     "ddim",
     "ddim_inversion",
     "ddim_update",
@@ -269,6 +281,7 @@ __all__ = [
     "dequantize",
     "diffpir",
     "diffusion_loss",
+    "dit",
     "dormand_prince",
     "dpm2",
     "dpm2_ancestral",
@@ -341,8 +354,10 @@ __all__ = [
     "make_train_step",
     "match_statistics",
     "measure",
+    "metrics",
     "mmps",
     "ncsn",
+    "networks",
     "noisy_levels",
     "num_tiles",
     "one_by_one",
@@ -352,10 +367,12 @@ __all__ = [
     "patch_statistics",
     "pgd_attack",
     "pigdm",
+    "pipelines",
     "plms",
     "pndm",
     "posterior",
     "predictor_corrector",
+    "pretrained",
     "progress",
     "q_posterior",
     "q_step",
@@ -391,6 +408,7 @@ __all__ = [
     "tiled",
     "tmpd",
     "trailing",
+    "training",
     "trajectory",
     "twisted",
     "uncertainty_map",

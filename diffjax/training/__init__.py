@@ -2,7 +2,8 @@
 
 from diffjax.training.checkpoint import Checkpointer, find_checkpoint
 from diffjax.training.checkpoint_items import CheckpointError, load_item
-from diffjax.training.ema import ema_names
+from diffjax.training.ema import ema_names, init_ema, update_ema
+from diffjax.training.frozen import make_frozen_step
 from diffjax.training.interrupt import StopRequest, stop_on_signals
 from diffjax.training.loop import TrainingLog, read_metrics
 from diffjax.training.sharding import (
@@ -33,9 +34,11 @@ __all__ = [
     "ema_names",
     "find_checkpoint",
     "fsdp",
+    "init_ema",
     "init_train_state",
     "initialize_distributed",
     "load_item",
+    "make_frozen_step",
     "make_mesh",
     "make_train_step",
     "params_sharding",
@@ -47,4 +50,5 @@ __all__ = [
     "state_sharding",
     "stop_on_signals",
     "tune_times",
+    "update_ema",
 ]
