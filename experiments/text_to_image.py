@@ -28,6 +28,7 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 import diffjax as dj
+import watermark
 from choices import build
 from cli import parse_args, prepare_output, run_script
 from diffjax import pipelines
@@ -115,6 +116,8 @@ class Args:
     """the weights in one file of the layout of the first releases, in the place of the folder's"""
     safety_model: Path | None = None
     """folder of a safety checker; pictures that it finds unsafe become black"""
+    watermark: str | None = None
+    """a short text, put into the pictures so that it is not seen; watermark.py reads it"""
     export: Path | None = None
     """FILE.npz: write the sampler, for --batch-size images, in the place of images"""
     output: Path = Path("images")
@@ -174,6 +177,8 @@ def check_args(args: Args) -> None:
         raise ValueError("--control-image does not go with --ip-adapter")
     if not 0.0 <= args.chaos <= 100.0:
         raise ValueError(f"--chaos is {args.chaos}; it must be in [0, 100]")
+    if args.watermark is not None and args.export is not None:
+        raise ValueError("--watermark does not go with --export")
     if args.export is not None:
         prepare_output(args.export, ".npz")
         require_flatbuffers()
@@ -326,6 +331,8 @@ def make_pictures(args: Args, batches: range, make: Callable[[int], np.ndarray],
                 reason = f"image {i} is black: {args.safety_model} finds it unsafe"
                 warnings.warn(reason, stacklevel=2)
                 picture = np.zeros_like(picture)
+            elif args.watermark is not None:
+                picture = watermark.mark(picture, args.watermark)
             path = args.output / f"{args.seed:06d}_{i:04d}.png"
             save_picture(path, picture, {**settings, "index": i})
     print(f"Wrote {args.num_images} images to {args.output}")
@@ -342,6 +349,8 @@ def main() -> None:
         parts = load_parts(args, folder)
     system = pipelines.make_system(parts)
     size = image_size(args, ratio, system)
+    if args.watermark is not None:
+        watermark.require_room(args.watermark, *size)
     plan = make_steps(args, choose_scheduler(args, folder, parts), system, size)
     canvas = make_canvas(args, parts, system, size)
 

@@ -13,6 +13,7 @@ from tiny_systems import SIDE
 
 import export_sampler
 import text_to_image
+import watermark
 from prompt_line import fit_size, parse_prompt_line
 
 MODEL = Path(__file__).parents[1] / "references" / "pipelines" / "pixart_alpha" / "pipeline"
@@ -73,6 +74,14 @@ def test_a_sampler_in_one_file_needs_jax_alone(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_watermark_is_in_the_pixels(monkeypatch, tmp_path):
+    words = ["--prompt", "a cat", "--num-steps", "1", "--height", "96", "--width", "96"]
+    plain, _ = make(monkeypatch, tmp_path / "a", *words)["000000_0000.png"]
+    marked, _ = make(monkeypatch, tmp_path / "b", *words, "--watermark", "ours")["000000_0000.png"]
+    assert (watermark.read(plain), watermark.read(marked)) == (None, "ours")
+
+
+@pytest.mark.slow
 def test_noise_in_common_and_masks(monkeypatch, tmp_path):
     draw = np.random.default_rng(0)
     Image.fromarray(draw.integers(0, 255, (16, 16, 3), np.uint8)).save(tmp_path / "image.png")
@@ -129,6 +138,7 @@ def test_pictures_steer_through_controlnets_and_adapters(monkeypatch, tmp_path):
         (["--control-image", PICTURE], "has no UNet; ControlNets"),
         (["--controlnet", "none", "--control-image", PICTURE], "none/config.json is missing"),
         (["--single-file", __file__], "not a readable safetensors file"),
+        (["--watermark", "made here"], "a picture of 16 x 16 has room for a watermark of 0 bytes"),
         (["--export", "sampler.zip"], "expected FILE.npz"),
         (["--num-steps", "0"], "--num-steps is 0"),
         (["--image", "none.png"], "none.png is not a file"),
