@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import chex
 import jax
@@ -192,6 +193,36 @@ def test_one_file_holds_what_a_folder_holds(system, part):
         # pointwise layers are convolutions there
         here = np.asarray(found[name]).reshape(tensor.shape)
         np.testing.assert_array_equal(here, tensor, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("release", "prefix", "part"),
+    [
+        ("Stable Diffusion 1", "cond_stage_model.transformer.", "text_encoder"),
+        ("Stable Diffusion 2", "cond_stage_model.model.", "text_encoder"),
+        ("SDXL", "conditioner.embedders.0.transformer.", "text_encoder"),
+        ("SDXL", "conditioner.embedders.1.model.", "text_encoder_2"),
+        ("SDXL's refiner", "conditioner.embedders.0.model.", "text_encoder_2"),
+    ],
+)
+def test_text_encoders_are_found_where_each_release_has_them(
+    system, tmp_path, release, prefix, part
+):
+    tensors = load_file(system / part / "model.safetensors")
+    if prefix.endswith(".model."):
+        # files of OpenCLIP have a projection, whether or not the system uses it
+        tensors = {"text_projection": np.ones((4, 6), np.float32), **old_clip(tensors)}
+    else:
+        tensors["text_model.embeddings.position_ids"] = np.arange(4)[None]
+    whole = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+    whole["model.diffusion_model.out.2.bias"] = np.ones(4, np.float32)
+    file = tmp_path / f"{release}.safetensors"
+    save_file(whole, file)
+    found = load_model(system / part, tensors=partial(SingleFile(file).tensors, part))
+    chex.assert_trees_all_equal(found.params, load_model(system / part).params)
+    (other,) = {"text_encoder", "text_encoder_2"} - {part}
+    with pytest.raises(UnsupportedError, match=f"holds no part '{other}'"):
+        SingleFile(file).tensors(other, PARTS[other])
 
 
 def test_a_system_takes_its_weights_from_one_file(system):
