@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 import cli
+from configs import CONFIGS
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+INDEX = ROOT / "experiments/README.md"
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text()
-    for path in [README, *sorted((ROOT / "docs").rglob("*.md"))]
+    for path in [*ROOT.glob("*.md"), INDEX, *sorted((ROOT / "docs").rglob("*.md"))]
 }
 BLOCK = re.compile(r"^```python\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 COMMAND = re.compile(r"\bpython (experiments/\w+\.py[^`\n#]*)")
@@ -66,6 +67,13 @@ def test_the_commands_name_scripts_and_flags_that_exist(command, capsys):
 def test_the_links_lead_to_files(name):
     for link in re.findall(r"\]\(([^)#:]+)\)", DOCUMENTS[name]):
         assert (ROOT / name).parent.joinpath(link).exists(), link
+
+
+def test_the_index_names_every_script_and_configuration():
+    named = set(re.findall(r"`([\w.]+)`", INDEX.read_text()))
+    files = INDEX.parent.glob("*.py")
+    scripts = {path.name for path in files if "__main__" in path.read_text()}
+    assert scripts | set(CONFIGS) <= named
 
 
 PLACE = re.compile(r"`([\w/]+\.py)`(?:: ((?:`\w+`(?:, )?)+))?")

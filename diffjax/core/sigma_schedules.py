@@ -4,8 +4,8 @@
     EDM                  alpha = 1,     sigma^(1/rho) evenly spaced in t
     straight flow        alpha = 1 - t, sigma = t
 
-Times are floats in [0, 1]. The first two end at sigma_min instead of clean data; `level_at_ratio`
-at 0, and the grids of `sigma_grids`, lead on to sigma = 0.
+Times are floats in [0, 1]. The first two end at sigma_min instead of clean data; `level_at` of the
+ratio 0, and the grids of `sigma_grids`, lead on to sigma = 0.
 """
 
 from dataclasses import dataclass

@@ -31,13 +31,10 @@ def load(
     Raises:
       ValueError: an argument is missing or does not apply, or no set has this name.
     """
-    known = {
-        "digits": _digits, "folder": _folder, "npz": _npz, "photos": _photos, "shapes": _shapes
-    }  # fmt: skip
-    if name in known:
-        return known[name](split, path, image_size)
+    if name in SETS:
+        return SETS[name](split, path, image_size)
     stock = name.removeprefix("tfds:")
-    near = difflib.get_close_matches(name, known, cutoff=0.8)
+    near = difflib.get_close_matches(name, SETS, cutoff=0.8)
     if near and stock == name:
         raise ValueError(f"There is no data set called {name!r}. Did you mean {near[0]}?")
     return tfds_set(stock, split or "train", data_dir=path, image_size=image_size)
@@ -82,3 +79,7 @@ def _npz(split: str | None, path: str | Path | None, image_size: int | None) -> 
 def _refuse_split(name: str, split: str | None) -> None:
     if split is not None:
         raise ValueError(f"split is {split!r}; {name} has no splits, it is read as a whole.")
+
+
+# name -> function of (split, path, image_size); other names are those of prepared TFDS sets
+SETS = {"digits": _digits, "folder": _folder, "npz": _npz, "photos": _photos, "shapes": _shapes}

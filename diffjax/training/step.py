@@ -48,7 +48,7 @@ def make_train_step(
     `key` is the key of the run and stays the same: the step folds its own number into it. A step
     whose loss or gradient is not finite leaves params, averages and optimizer as they were and
     only counts; its metrics say so (`loss` or `grad_norm` is NaN or inf), and the loop should stop
-    there (`diffjax.training.loop.MetricLog` does).
+    there (`diffjax.training.TrainingLog` does).
 
     Args:
       loss: `loss(params, batch, keys: BatchKeys) -> (losses, metrics)`, where losses is [b] and
