@@ -30,7 +30,8 @@ from diffjax.pretrained import Components, Scheduler, find_folder
 from diffjax.training import batch_sharding, make_mesh, replicated
 from edit import read_mask
 from generate import shared_args
-from text_to_image import keep_compiled, load_parts, read_picture, save_picture, told
+from picture_models import read_picture
+from text_to_image import keep_compiled, load_parts, save_picture, told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +225,9 @@ def enlarge(args: Enlarge, job: Job) -> Array:
     schedulers = job.parts.schedulers
     noising = schedulers.get("low_res_scheduler") or schedulers["image_noising_scheduler"]
     height, width = job.size
+    most = job.parts.settings.get("max_noise_level") or noising.config["num_train_timesteps"] - 1
+    if not 0 <= args.noise_level <= most:
+        raise ValueError(f"--noise-level is {args.noise_level}; this model takes 0 to {most}")
     side = job.system.size[0] // job.parts.models["unet"].config.sample_size
     # through latents the network sees the small picture at their size
     small = (height // side, width // side) if side > 1 else (height // 4, width // 4)

@@ -25,6 +25,12 @@ def read_rgb(path: Path) -> Image.Image:
     return Image.open(path).convert("RGB")
 
 
+def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A picture as [H, W, 3] float32 in [-1, 1], at the size of the images to be made."""
+    picture = read_rgb(path).resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return np.asarray(picture, np.float32) / 127.5 - 1.0
+
+
 def seen_in(picture: Path, encoder: Path) -> np.ndarray:
     """The embedding [D] of a picture by the CLIP image encoder in a folder."""
     if not encoder.is_dir():

@@ -43,7 +43,7 @@ from diffjax.pretrained.textual_inversion import load_embedding
 from diffjax.solvers import SOLVERS
 from diffjax.training import batch_sharding, make_mesh, replicated
 from export_sampler import export_sampler, require_flatbuffers
-from picture_models import Watch, seen_in, steer, with_steering
+from picture_models import Watch, read_picture, seen_in, steer, with_steering
 from prompt_line import fit_size, parse_prompt_line
 from stages import Canvas, Mix, Stages
 
@@ -114,6 +114,8 @@ class Args:
     """which copy of the weights, such as fp16"""
     single_file: Path | None = None
     """the weights in one file of the layout of the first releases, in the place of the folder's"""
+    tile: int | None = None
+    """for large pictures: side of the tiles in which they are decoded, such as 512"""
     safety_model: Path | None = None
     """folder of a safety checker; pictures that it finds unsafe become black"""
     watermark: str | None = None
@@ -204,6 +206,8 @@ def load_parts(args: Args, folder: Path) -> Components:
         "mesh": make_mesh(),
     }
     parts = load_components(folder, variant=args.variant, single_file=args.single_file, **options)
+    if args.tile is not None:
+        parts = pipelines.with_tiles(parts, args.tile)
     if args.controlnet:
         parts = with_steering(parts, args.controlnet, **options)
     for path in args.embedding:
@@ -304,12 +308,6 @@ def save_picture(path: Path, image: np.ndarray, settings: dict[str, Any]) -> Non
     text.add_text("prompt", str(settings["prompt"]))
     text.add_text("diffjax", json.dumps(settings, default=str))
     Image.fromarray(image.squeeze()).save(path, pnginfo=text)
-
-
-def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A picture as [H, W, 3] float32 in [-1, 1], at the size of the images to be made."""
-    picture = Image.open(path).convert("RGB").resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    return np.asarray(picture, np.float32) / 127.5 - 1.0
 
 
 def keep_compiled() -> None:

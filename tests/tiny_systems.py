@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from diffjax.networks import unet
 from diffjax.networks.autoencoder_kl import AutoencoderKLConfig, autoencoder_kl
-from diffjax.networks.clip import CLIPTextConfig, clip_text
+from diffjax.networks.clip import CLIPTextConfig, CLIPVisionConfig, clip_text, clip_vision
 from diffjax.networks.controlnet import controlnet
 from diffjax.networks.functional import Functional, Params, flatten, unflatten
 from diffjax.networks.t2i_adapter import T2IAdapterConfig, t2i_adapter
@@ -23,8 +24,19 @@ MARKS = ("<|startoftext|>", "<|endoftext|>")
 FEATURES = 8
 
 
-def save_stable_diffusion(folder: Path, *, xl: bool = False, prediction: str = "epsilon") -> Path:
-    """Write a tiny Stable Diffusion, or SDXL, into a new folder."""
+# what edits pictures -> its class, and how its UNet differs
+EDITORS = {
+    "instruct": ("StableDiffusionInstructPix2PixPipeline", {"in_channels": 8}),
+    "inpaint": ("StableDiffusionInpaintPipeline", {"in_channels": 9}),
+    "enlarge": ("StableDiffusionUpscalePipeline", {"in_channels": 7, "num_classes": 1000}),
+    "vary": ("StableDiffusionImageVariationPipeline", {}),
+}
+
+
+def save_stable_diffusion(
+    folder: Path, *, xl: bool = False, prediction: str = "epsilon", **changes: Any
+) -> Path:
+    """Write a tiny Stable Diffusion, or SDXL, into a new folder, with changes of its UNet."""
     encoders = ("", "_2") if xl else ("",)
     added = {"added": "text_time", "added_features": FEATURES + 6 * 4, "time_id_features": 4}
     context = ContextConfig(features=FEATURES * len(encoders), num_heads=2, **(added if xl else {}))
@@ -32,7 +44,7 @@ def save_stable_diffusion(folder: Path, *, xl: bool = False, prediction: str = "
         sample_size=SIDE // 2, block_out_channels=(8,), layers_per_block=1, num_groups=4,
         attention=("transformer",), up_attention=("transformer",), context=context,
         # what a folder of diffusers says in so many words
-        head_dim=2, mid_residual_scale=1.0, downsample=("conv",), upsample=("conv",),
+        head_dim=2, mid_residual_scale=1.0, downsample=("conv",), upsample=("conv",), **changes,
     )  # fmt: skip
     vae = AutoencoderKLConfig(
         sample_size=SIDE, block_out_channels=(8, 8), layers_per_block=1, num_groups=4,
@@ -52,6 +64,27 @@ def save_stable_diffusion(folder: Path, *, xl: bool = False, prediction: str = "
         save_model(folder / name, config, draw_params(made, number))
     _write(folder / "scheduler" / "scheduler_config.json", scheduler)
     _write(folder / "model_index.json", _index(parts, xl))
+    return folder
+
+
+def save_editor(folder: Path, command: str) -> Path:
+    """Write a tiny model that a command of edit.py is for into a new folder."""
+    name, changes = EDITORS[command]
+    save_stable_diffusion(folder, **changes)
+    index = json.loads((folder / "model_index.json").read_text()) | {"_class_name": name}
+    if command == "enlarge":
+        index |= {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "max_noise_level": 350}
+        noising = {"_class_name": "DDPMScheduler"}
+        _write(folder / "low_res_scheduler" / "scheduler_config.json", noising)
+    if command == "vary":
+        seen = CLIPVisionConfig(
+            hidden_size=FEATURES, intermediate_size=16, num_layers=1, num_heads=2, image_size=8,
+            patch_size=4, projection_dim=FEATURES,
+        )  # fmt: skip
+        save_model(folder / "image_encoder", seen, draw_params(clip_vision(seen), 12))
+        index["image_encoder"] = ["transformers", "CLIPVisionModelWithProjection"]
+        del index["text_encoder"], index["tokenizer"]
+    _write(folder / "model_index.json", index)
     return folder
 
 

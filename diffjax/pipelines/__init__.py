@@ -10,7 +10,7 @@ from diffjax.pipelines.pictures import (
 )
 from diffjax.pipelines.plan import Plan, make_plan
 from diffjax.pipelines.registry import SYSTEMS, make_system
-from diffjax.pipelines.system import Inputs, System
+from diffjax.pipelines.system import Inputs, System, with_tiles
 from diffjax.pipelines.tasks import (
     conditioning,
     denoiser,
@@ -51,5 +51,6 @@ __all__ = [
     "with_hole",
     "with_original",
     "with_small",
+    "with_tiles",
     "without_attention_maps",
 ]

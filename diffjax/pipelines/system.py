@@ -19,7 +19,8 @@ from diffjax.core.keys import Normal
 from diffjax.core.parameterizations import Parameterization
 from diffjax.networks.autoencoder_kl import AutoencoderKLConfig
 from diffjax.networks.functional import Params
-from diffjax.pretrained import Components
+from diffjax.networks.tiling import in_tiles
+from diffjax.pretrained import Components, Model
 
 # arrays [B, ...]: tokens, sizes, labels, pictures
 Inputs = dict[str, Any]
@@ -95,6 +96,27 @@ def kl_codec(parts: Components, name: str = "vae") -> Codec:
 
     features = lambda params, images: network.encode(params[name], images).mean
     return Codec(encode, features, decode, latent_shape)
+
+
+def with_tiles(parts: Components, side: int) -> Components:
+    """Parts whose variational autoencoders work on one tile of one picture after another.
+
+    For pictures that would not fit into memory; see `in_tiles`.
+
+    Args:
+      parts: of a folder.
+      side: of a tile in pixels, of which a quarter lies over its neighbour.
+    """
+
+    def tiled(model: Model) -> Model:
+        if not isinstance(model.config, AutoencoderKLConfig):
+            return model
+        factor = 2 ** (len(model.config.block_out_channels) - 1)
+        tile = side // factor
+        network = in_tiles(model.network, factor, tile=tile, overlap=max(1, tile // 4))
+        return model._replace(network=network)
+
+    return parts._replace(models={name: tiled(model) for name, model in parts.models.items()})
 
 
 def latent_scale(config: AutoencoderKLConfig) -> tuple[np.ndarray, np.ndarray]:

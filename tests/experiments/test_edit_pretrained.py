@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_systems import SIDE, save_stable_diffusion
+from tiny_systems import EDITORS, SIDE, save_editor, save_stable_diffusion
 
 import edit
 import edit_pretrained
-import text_to_image
+import picture_models
 from diffjax.core.keys import sample_keys
 from diffjax.pipelines import encode, make_system
 from diffjax.pretrained import load_components
@@ -62,7 +62,7 @@ def test_an_inversion_under_the_same_prompt_gives_nearly_the_same_picture(run, m
     # what the autoencoder makes of the picture
     parts = load_components(model)
     system, keys = make_system(parts), sample_keys(jax.random.key(0), np.arange(1))
-    pixels = text_to_image.read_picture(picture, (SIDE, SIDE))[None]
+    pixels = picture_models.read_picture(picture, (SIDE, SIDE))[None]
     again = jax.jit(lambda: system.decode(parts.params, encode(system, parts.params, keys, pixels)))
     again = np.clip(np.asarray(again()) * 127.5 + 127.5, 0, 255)
     assert np.abs(kept - again).mean() < 0.5 * np.abs(other - again).mean()
@@ -75,6 +75,19 @@ def test_a_hole_of_nothing_keeps_all(run, tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "black.png")
     first = run("inpaint", *words, str(tmp_path / "none.npy"), "--prompt", "a blue dog")
     np.testing.assert_array_equal(first, run("inpaint", *words, str(tmp_path / "black.png")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", EDITORS)
+def test_models_that_are_made_to_edit_see_the_picture(run, tmp_path, command):
+    folder, black = save_editor(tmp_path / "editor", command), tmp_path / "black.png"
+    Image.new("RGB", (SIDE, SIDE)).save(black)
+    words = ["--model", str(folder), "--num-steps", "2"]
+    words += [] if command == "vary" else ["--prompt", "a red cat"]
+    seen = run(command, *words)
+    assert seen.shape == (1, SIDE, SIDE, 3)
+    other = run(command, *words, "--image", str(black))
+    assert np.abs(seen - other).max() > 1
 
 
 @pytest.mark.parametrize(
@@ -93,6 +106,12 @@ def test_what_cannot_be_done_is_refused(run, words, reason):
     with pytest.raises((ValueError, OSError)) as error:
         run(*words)
     assert reason in str(error.value)
+
+
+def test_more_noise_than_a_model_was_trained_on_is_refused(run, tmp_path):
+    folder = save_editor(tmp_path / "editor", "enlarge")
+    with pytest.raises(ValueError, match="--noise-level is 351; this model takes 0 to 350"):
+        run("enlarge", "--model", str(folder), "--noise-level", "351")
 
 
 def test_masks_are_read_from_pictures(tmp_path):
