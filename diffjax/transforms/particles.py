@@ -132,7 +132,8 @@ def resample(
 ) -> tuple[Array, Array]:
     """Systematic resampling within groups, where the weights have become uneven.
 
-    A particle of weight w is taken K w times, rounded up or down.
+    A particle of weight w is taken K w times, rounded up or down, and by each place on its own with
+    the probability w: places lie evenly on a circle that is turned by chance.
 
     Args:
       keys: [B]; the first of each group is used.
@@ -147,8 +148,9 @@ def resample(
     groups = log_weights.reshape(-1, size)
     weights = jax.nn.softmax(groups, axis=1)
     uneven = 1.0 / jnp.sum(weights**2, axis=1) < threshold * size
-    offsets = jax.vmap(jax.random.uniform)(keys.reshape(-1, size)[:, 0])
-    places = (jnp.arange(size) + offsets[:, None]) / size
+    turns = jax.vmap(jax.random.uniform)(keys.reshape(-1, size)[:, 0])
+    # without going round, the first place would always choose among the first particles
+    places = (jnp.arange(size) / size + turns[:, None]) % 1.0
     heirs = jax.vmap(jnp.searchsorted)(jnp.cumsum(weights, axis=1), places)
     # rounding may leave the sum of the weights below the last place
     heirs = jnp.where(uneven[:, None], jnp.minimum(heirs, size - 1), jnp.arange(size))

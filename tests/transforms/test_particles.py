@@ -1,5 +1,7 @@
 """Twisted sequential Monte Carlo: exact posteriors of mixtures, groups that stand alone."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,9 +24,9 @@ measure = lambda x: x @ jnp.asarray(MATRIX.T, x.dtype)
 GROUPS, PARTICLES = 200, 32
 
 
-@jax.jit
-def run(start, sigma_y):
-    solver = twisted(measure, Y[None], sigma_y=sigma_y, num_particles=PARTICLES)
+@partial(jax.jit, static_argnames="num_particles")
+def run(start, sigma_y, num_particles=PARTICLES):
+    solver = twisted(measure, Y[None], sigma_y=sigma_y, num_particles=num_particles)
     return sample(jax.random.key(1), start, exact.denoiser(PRIOR), solver, LEVELS)
 
 
@@ -50,6 +52,22 @@ def test_the_particles_are_posterior_samples_of_a_mixture(sigma_y):
     groups = statistics(result).mean(1)  # particles of a group depend on each other
     error = groups.std(0) / np.sqrt(GROUPS)
     np.testing.assert_array_less(np.abs(groups.mean(0) - expected(sigma_y)), 4 * error)
+    first = statistics(result[:, 0])
+    error = first.std(0) / np.sqrt(GROUPS)
+    np.testing.assert_array_less(np.abs(first.mean(0) - expected(sigma_y)), 4 * error)
+
+
+def test_the_error_of_a_group_falls_with_the_square_root_of_its_size():
+    errors, deviations = [], []
+    for size in (8, PARTICLES):
+        result = np.asarray(run(START, NOISE, num_particles=size), np.float64)
+        means = result.reshape(-1, size, 2).mean(1)
+        squares = np.sum((means - expected(NOISE)[:2]) ** 2, axis=1)
+        errors.append(np.sqrt(squares.mean()))
+        # of the error, relative
+        deviations.append(squares.std() / squares.mean() / np.sqrt(len(squares)) / 2)
+    tolerance = 4 * np.hypot(*deviations)
+    np.testing.assert_allclose(errors[0] / errors[1], np.sqrt(PARTICLES / 8), rtol=tolerance)
 
 
 def test_steps_of_any_length_are_exact_for_isotropic_data():
@@ -99,6 +117,9 @@ def test_resampling_takes_each_particle_as_often_as_its_weight_says_up_to_roundi
     assert np.all((counts >= np.floor(wanted - 1e-3)) & (counts <= np.ceil(wanted + 1e-3)))
     # on average exactly as often
     excess = counts - wanted
+    assert np.all(np.abs(excess.mean(0)) < 4 * excess.std(0) / np.sqrt(groups))
+    # and so at every place, which makes the particle at any one of them a fair draw
+    excess = (own[..., None] == np.arange(size)) - wanted[:, None] / size
     assert np.all(np.abs(excess.mean(0)) < 4 * excess.std(0) / np.sqrt(groups))
 
     # below the threshold a group is resampled, above it keeps its particles and weights
