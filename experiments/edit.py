@@ -12,7 +12,7 @@ with a prompt: see edit_pretrained.py.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -97,10 +97,13 @@ class Style(Common):
 
     style: int = 0
     """which image of the input has the style"""
+    start: Literal["sdedit", "inversion"] = "sdedit"
+    """from where to walk back: the images under fresh noise, or their own noise (DDIM inversion),
+    which keeps more of them"""
     strength: float = 0.6
     """share of the grid that is walked"""
     step_size: float = 2.0
-    """of the gradient descent on the statistics in every step"""
+    """of the gradient descent on the statistics in every step; 0 is off"""
 
 
 Args = Inpaint | Outpaint | Fill | Img2img | InvertEdit | Denoise | Style
@@ -209,9 +212,12 @@ def style(args: Style, job: Job) -> list[Array]:
         guided = dj.backward_guidance(
             job.denoiser(weights, job.wanted), loss, num_steps=10, step_size=args.step_size
         )
-        return dj.image_to_image(
-            key, images, guided, dj.ddim(eta=1.0), job.levels, strength=args.strength
-        )
+        walk = {"levels": job.levels, "strength": args.strength}
+        if args.start == "sdedit":
+            return dj.image_to_image(key, images, guided, dj.ddim(eta=1.0), **walk)
+        source = job.plain(weights, job.source)
+        walk |= {"inversion": dj.ddim_inversion(), "solver": dj.ddim()}
+        return dj.edit_by_inversion(key, images, source, guided, **walk)
 
     rows = [job.images, jnp.broadcast_to(wanted, job.images.shape)]
     return [*rows, run(job.weights, job.key, job.images, wanted)]

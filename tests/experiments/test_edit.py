@@ -12,6 +12,7 @@ import jobs
 from config import TextConfig
 from configs import CONFIGS
 from diffjax.networks import ContextConfig, Functional
+from diffjax.transforms import patch_statistics
 from runs import Run
 
 RNG = np.random.default_rng(0)
@@ -76,6 +77,18 @@ def test_varying_restyling_and_inverting_depend_on_the_labels(call):
         same, other = call(command), call(command, "--labels", "9", "--guidance-scale", 2.0)
         assert same.shape == IMAGES.shape
         assert np.mean(other[0]) > np.mean(same[0])
+
+
+def test_style_from_inverted_images_gives_them_back_where_nothing_is_asked(call):
+    start = "--start", "inversion", "--num-steps", 100
+    off, on = (call("style", *start, "--step-size", size) for size in (0.0, 2.0))
+    np.testing.assert_allclose(off.astype(int), IMAGES, atol=4)
+
+    def distance(images):
+        statistics = patch_statistics(images / 127.5 - 1.0)
+        return np.linalg.norm(statistics - statistics[0], axis=1)
+
+    assert np.all(distance(on)[1:] < distance(off)[1:])
 
 
 def test_guidances_of_estimates_and_of_solvers_steer_an_edit(call):
