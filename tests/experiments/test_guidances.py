@@ -55,8 +55,10 @@ OF_DENOISERS = sorted(set(GUIDANCES) - {"cfg_plus_plus", "apg_momentum"} - WITH_
 def test_a_guidance_is_off_at_scale_one_and_outside_of_its_interval(name):
     plain, guided = estimate(PLAIN), estimate(options(name, 3.0))
     assert np.abs(guided - plain).max() > 1e-3
-    outside = options(name, 3.0, guidance_interval=(2.0, 9.0))
-    for off in (options(name, 1.0), outside):
+    # the level is at the ratio 4/3
+    outside, empty = (2.0, 9.0), (4 / 3, 4 / 3)
+    intervals = [options(name, 3.0, guidance_interval=ends) for ends in (outside, empty)]
+    for off in (options(name, 1.0), *intervals):
         np.testing.assert_allclose(estimate(off), plain, atol=1e-6)
 
 

@@ -86,12 +86,26 @@ def test_cfg_plus_plus_is_classifier_free_guidance_with_a_falling_scale():
 
 
 @every_solver
-def test_momentum_of_zero_is_apg_without_memory(name):
+def test_apg_with_momentum_is_apg_without_and_off_where_nothing_is_to_be_added(name):
     solver = SOLVERS[name]
-    with_memory = partial(apg_momentum, solver, momentum=0.0, threshold=0.8)
-    plain = lambda scale: guide(BOTH, partial(apg, guidance_scale=scale, threshold=0.8))
-    [remembered] = walk(lambda s: with_memory(guidance_scale=s), lambda s: BOTH, 3.0)
-    [expected] = walk(lambda s: solver, plain, 3.0)
+
+    def with_memory(settings):
+        scale, momentum, _ = settings
+        return apg_momentum(solver, guidance_scale=scale, momentum=momentum, threshold=0.8)
+
+    def estimates(settings):
+        """At a difference of 0 both are unconditional."""
+        unconditional = UNCONDITIONAL
+        lean = lambda x, level: CONDITIONAL(x, level) - unconditional(x, level)
+        conditional = lambda x, level: unconditional(x, level) + settings[2] * lean(x, level)
+        return one_by_one(conditional, unconditional)
+
+    def plain(settings):
+        return guide(estimates(settings), partial(apg, guidance_scale=settings[0], threshold=0.8))
+
+    remembered = walk(with_memory, estimates, (3.0, 0.0, 1.0), (1.0, -0.5, 1.0), (3.0, -0.5, 0.0))
+    # without a push, the same as with none
+    expected = walk(lambda _: solver, plain, (3.0, 0.0, 1.0), (1.0, 0.0, 1.0), (1.0, 0.0, 0.0))
     np.testing.assert_allclose(remembered, expected, rtol=1e-5, atol=1e-6)
 
 
