@@ -7,8 +7,9 @@ import numpy as np
 from jax import Array
 
 from diffjax.core.keys import Normal
+from diffjax.networks.autoencoder_kl import AutoencoderKLConfig
 from diffjax.networks.functional import Params
-from diffjax.pipelines.system import Codec, Inputs, System, pixel_codec
+from diffjax.pipelines.system import Codec, Inputs, System, kl_codec, pixel_codec
 from diffjax.pretrained import Components
 
 
@@ -23,13 +24,15 @@ def pixels(parts: Components) -> System:
 
 
 def latents(parts: Components) -> System:
-    """A UNet on the latents of a vector-quantised autoencoder.
+    """A UNet on the latents of an autoencoder, vector-quantised or variational.
 
     Source: Latent Diffusion, arXiv:2112.10752, section 3.
     """
     model = parts.models["vqvae"]
     config, network = model.config, model.network
     factor = 2 ** (len(config.block_out_channels) - 1)
+    if isinstance(config, AutoencoderKLConfig):
+        return _system(parts, kl_codec(parts, "vqvae"), factor)
 
     def encode(params: Params, keys: Array, images: Array, normal: Normal) -> Array:
         return network.encode(params["vqvae"], images) * config.scaling_factor
