@@ -273,8 +273,7 @@ def test_a_new_controlnet_leaves_the_prediction_as_it_is(model, pictures, parts)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("xl", [False, True])
+@pytest.mark.parametrize(("method", "xl"), [("full", False), *((each, True) for each in METHODS)])
 def test_every_option_goes_with_every_method(method, xl, model, xl_model, pictures):
     folder = xl_model if xl else model
     config = config_for(
