@@ -137,7 +137,7 @@ def test_two_processes_prepare_the_digits_at_once_and_import_little(tmp_path):
         for _ in range(2)
     ]
     for process in running:
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=600)
         assert (process.returncode, output.split()) == (0, ["[]", "1797", "False"]), errors
     assert [entry.name for entry in tmp_path.iterdir()] == ["digits8x8"]
 

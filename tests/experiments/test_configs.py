@@ -29,6 +29,8 @@ def thin(name):
         "num_groups": None if network.num_groups is None else 4,
         "head_dim": None,
     }
+    if network.context is not None:
+        changes["context"] = dataclasses.replace(network.context, num_heads=2)
     return dataclasses.replace(config, network=dataclasses.replace(network, **changes))
 
 
