@@ -35,7 +35,8 @@ class Solver(NamedTuple):
         round for inversion).
       plan: for speed, levels [N + 1] -> what the steps find out from levels alone, leaves
         [N, ...]. Step i is then told entry i, `step(..., planned=entry)`, and need not find it out
-        inside the loop; it does when it is told nothing.
+        inside the loop; it does when it is told nothing. A solver that wraps another one, and takes
+        its steps at the same levels, hands `**planned` on.
     """
 
     init: Callable[[Array], State]

@@ -69,16 +69,16 @@ def _limited(
 ) -> Solver:
     """The solver, asking a denoiser whose estimates are limited; a learned variance is dropped."""
 
-    def step(keys, x, state, denoise, current, next_):
+    def step(keys, x, state, denoise, current, next_, **planned):
         def estimate(x, level):
             limited = limit(denoise)(x, level)
             if isinstance(limited, LearnedVariance) and not keep_variance:
                 return limited.x0
             return limited
 
-        return solver.step(keys, x, state, estimate, current, next_)
+        return solver.step(keys, x, state, estimate, current, next_, **planned)
 
-    return Solver(solver.init, step)
+    return solver._replace(step=step)
 
 
 def read_ddpm(config, limit, levels, **options):

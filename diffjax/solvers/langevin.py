@@ -102,11 +102,12 @@ def predictor_corrector(
     predict = reverse_diffusion() if predictor is None else predictor
     correct = langevin() if corrector is None else corrector
 
-    def step(keys, x, state, denoise, current, next_):
+    def step(keys, x, state, denoise, current, next_, **planned):
         x = correct(fold_in_each(keys, 0), x, denoise, current)
-        return predict.step(fold_in_each(keys, 1), x, state, denoise, current, next_)
+        keys = fold_in_each(keys, 1)
+        return predict.step(keys, x, state, denoise, current, next_, **planned)
 
-    return Solver(predict.init, step)
+    return predict._replace(step=step)
 
 
 def annealed_langevin(

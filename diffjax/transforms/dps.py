@@ -41,7 +41,7 @@ def dps(solver: Solver, operator: Operator, y: Array, *, step_size: ArrayLike = 
     [[1.2999999523162842, 1.0]]
     """
 
-    def step(keys, x, state, denoise, current, next_):
+    def step(keys, x, state, denoise, current, next_, **planned):
         def distance(x):
             estimate = denoise(x, current)
             difference = residual(operator, y, x0_of(estimate))
@@ -50,10 +50,10 @@ def dps(solver: Solver, operator: Operator, y: Array, *, step_size: ArrayLike = 
 
         gradient, estimate = jax.grad(distance, has_aux=True)(x)
         known = _remembering(denoise, x, current, estimate)
-        moved, state = solver.step(keys, x, state, known, current, next_)
+        moved, state = solver.step(keys, x, state, known, current, next_, **planned)
         return moved - step_size * gradient, state
 
-    return Solver(solver.init, step)
+    return solver._replace(step=step)
 
 
 def _remembering(denoise: Denoiser, x: Array, level, estimate) -> Denoiser:

@@ -44,7 +44,7 @@ def cfg_plus_plus(solver: Solver, *, guidance_scale: Scale) -> Solver:
     >>> solver = cfg_plus_plus(stateless(lambda *_: 0.0), guidance_scale=0.6)
     """
 
-    def step(keys, x, state, estimates, current: NoiseLevel, next_: NoiseLevel):
+    def step(keys, x, state, estimates, current: NoiseLevel, next_: NoiseLevel, **planned):
         differences: list[Array] = []
 
         def unconditional(x: Array, level: NoiseLevel) -> Array:
@@ -52,11 +52,11 @@ def cfg_plus_plus(solver: Solver, *, guidance_scale: Scale) -> Solver:
             differences.append(x0_of(conditional) - base)
             return base
 
-        x, state = solver.step(keys, x, state, unconditional, current, next_)
+        x, state = solver.step(keys, x, state, unconditional, current, next_, **planned)
         scale = scale_at(guidance_scale, current, x)
         return x + next_.alpha * scale * differences[0], state
 
-    return Solver(solver.init, step)
+    return solver._replace(step=step)
 
 
 def apg_momentum(
@@ -86,7 +86,7 @@ def apg_momentum(
     >>> solver = apg_momentum(stateless(lambda *_: 0.0), guidance_scale=4.0)
     """
 
-    def step(keys, x, state, estimates, current: NoiseLevel, next_: NoiseLevel):
+    def step(keys, x, state, estimates, current: NoiseLevel, next_: NoiseLevel, **planned):
         inner, before = state
         differences: list[Array] = []
 
@@ -100,7 +100,7 @@ def apg_momentum(
             )
             return map_x0(lean, conditional)
 
-        x, inner = solver.step(keys, x, inner, guided, current, next_)
+        x, inner = solver.step(keys, x, inner, guided, current, next_, **planned)
         return x, (inner, differences[0])
 
-    return Solver(lambda x: (solver.init(x), jnp.zeros_like(x)), step)
+    return solver._replace(init=lambda x: (solver.init(x), jnp.zeros_like(x)), step=step)

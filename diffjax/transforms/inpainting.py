@@ -49,12 +49,12 @@ def replace_known(
         _check_shapes(x, known, mask)
         return solver.init(x)
 
-    def step(keys, x, state, denoise, current, next_):
-        x, state = solver.step(keys, x, state, denoise, current, next_)
+    def step(keys, x, state, denoise, current, next_, **planned):
+        x, state = solver.step(keys, x, state, denoise, current, next_, **planned)
         noise = normal(fold_in_each(keys, KNOWN_NOISE), x.shape[1:], x.dtype)
         return jnp.where(mask, x, add_noise(known, noise, next_)), state
 
-    return Solver(init, step)
+    return solver._replace(init=init, step=step)
 
 
 def repaint(solver: Solver, known: Array, mask: Array, *, normal: Normal = normal_each) -> Solver:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffjax import transforms
 from diffjax.core import exact, grids, schedules
 from diffjax.core.sampling import sample
 from diffjax.core.sigma_grids import exponential_ratios, karras_ratios, levels_at, shifted
@@ -21,6 +22,7 @@ from diffjax.solvers import (
     heun,
     lms,
     plms,
+    predictor_corrector,
     unipc,
 )
 
@@ -115,3 +117,24 @@ def test_shift_multiplies_the_ratio_of_the_flow_once():
     before, after = flow()(times * 0.9), flow()(shifted(times * 0.9, 3.0))
     ratio = after.sigma / after.alpha / (before.sigma / before.alpha)
     np.testing.assert_allclose(ratio, 3.0, rtol=1e-4)
+
+
+def wrapped(solver):
+    """What takes the steps of a solver at its levels, three times."""
+    known = transforms.replace_known(solver, jnp.zeros_like(X), jnp.arange(7)[:, None] < 4)
+    drawn = transforms.dps(known, lambda x: x, jnp.ones((1, 1)), step_size=0.01)
+    return predictor_corrector(drawn)
+
+
+# a walk that goes up at its fourth step
+UP = jax.tree.map(lambda leaf: leaf[np.array([0, 1, 2, 3, 2, 3, 4, 5, 6])], LEVELS)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "levels", "plans"), [(wrapped, LEVELS, True), (transforms.renoising, UP, False)]
+)
+def test_a_wrapped_solver_plans_where_its_steps_are_those_foreseen(wrap, levels, plans):
+    """The trap: going up, a multistep solver forgets its memory, of which a plan knows nothing."""
+    one, other = wrap(dpm_multistep(2)), wrap(dpm_multistep(2)._replace(plan=None))
+    assert (one.plan is not None) == plans
+    np.testing.assert_allclose(run(one, levels), run(other, levels), rtol=1e-5, atol=1e-6)
