@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from test_solvers import SOLVERS, Row, accepts, as_wanted, build, quick_jit
+from solver_table import SOLVERS, Row, accepts, as_wanted, build
 
 from diffjax.core import exact, schedules
 from diffjax.core.keys import sample_keys
@@ -70,12 +70,17 @@ def karras(num_steps, noisy, clean):
 
 TIME_GRIDS = {"even times": even, "shifted times": moved_to_noise}
 RATIO_GRIDS = {"even logsnr": even_logsnr, "Karras": karras}
-# two of the four grids with each schedule in turn
-CASES = [
-    (name, kind)
-    for i, name in enumerate(SCHEDULES)
-    for kind in (list(TIME_GRIDS)[i % 2], list(RATIO_GRIDS)[(i // 2) % 2])
+# all four grids with each schedule, in two turns
+TURNS = [
+    [
+        (name, kind)
+        for i, name in enumerate(SCHEDULES)
+        for kind in (list(TIME_GRIDS)[(i + turn) % 2], list(RATIO_GRIDS)[(i // 2 + turn) % 2])
+    ]
+    for turn in range(2)
 ]
+# the schedules of the cases of a turn, C of them
+CASES = [name for name, _ in TURNS[0]]
 
 
 def at_time(schedule: Schedule, times) -> NoiseLevel:
@@ -85,23 +90,24 @@ def at_time(schedule: Schedule, times) -> NoiseLevel:
 
 
 # every schedule at once, and always in one shape: what costs time is compiling
-@quick_jit
+@jax.jit
 def times_to_levels(times: dict[str, Array]) -> dict[str, NoiseLevel]:
     return {name: at_time(SCHEDULES[name], given) for name, given in times.items()}
 
 
-@quick_jit
+@jax.jit
 def ratios_to_levels(ratios: dict[str, Array]) -> dict[str, NoiseLevel]:
     return {name: level_at(SCHEDULES[name])(given) for name, given in ratios.items()}
 
 
 @cache
-def levels_of_runs(count: int, length: int) -> NoiseLevel:
+def levels_of_runs(count: int, length: int, turn: int = 0) -> NoiseLevel:
     """Levels [len(CASES), length + 1] between interior times, in `count` steps after a run-up."""
+    cases = TURNS[turn]
     times_of_ends = np.array([NOISY_END, CLEAN_END])
     ends = jax.device_get(times_to_levels(dict.fromkeys(SCHEDULES, times_of_ends)))
     times, ratios = {}, {}
-    for name, kind in CASES:
+    for name, kind in cases:
         if kind in TIME_GRIDS:
             times[name] = with_run_up(TIME_GRIDS[kind](count, NOISY_END, CLEAN_END))
         else:
@@ -112,7 +118,7 @@ def levels_of_runs(count: int, length: int) -> NoiseLevel:
         for grids in (times, ratios)
     )
     by_time, by_ratio = jax.device_get((times_to_levels(times), ratios_to_levels(ratios)))
-    return stacked([(by_time if kind in TIME_GRIDS else by_ratio)[name] for name, kind in CASES])
+    return stacked([(by_time if kind in TIME_GRIDS else by_ratio)[name] for name, kind in cases])
 
 
 @cache
@@ -130,7 +136,7 @@ def levels_to_clean(count: int, length: int, from_pure_noise: bool) -> NoiseLeve
     found = jax.device_get(ratios_to_levels(ratios))
     for name, level in found.items():
         found[name] = NoiseLevel(*(np.append(s, leaf[1:]) for s, leaf in zip(first[name], level)))
-    return stacked([found[name] for name, _ in CASES])
+    return stacked([found[name] for name in CASES])
 
 
 def stacked(trees: list) -> Any:
@@ -195,7 +201,7 @@ def held_by(name: str) -> list[str]:
 def cases_of(name: str) -> np.ndarray:
     """Which of the CASES a solver can run: those of the schedules that it holds, or all."""
     held = held_by(name)
-    return np.flatnonzero([not held or schedule in held for schedule, _ in CASES])
+    return np.flatnonzero([not held or schedule in held for schedule in CASES])
 
 
 def numbers_of(name: str, cases: np.ndarray, *, shift: int = 0, pure_noise: bool = False):
@@ -205,7 +211,7 @@ def numbers_of(name: str, cases: np.ndarray, *, shift: int = 0, pure_noise: bool
     are told the time; from pure noise, those are asked that know x0 there.
     """
     held = held_by(name)
-    schedules_ = [held.index(CASES[case][0]) if held else 0 for case in cases]
+    schedules_ = [held.index(CASES[case]) if held else 0 for case in cases]
     known = ["x0", "v", "velocity"] if pure_noise else list(PARAMETERIZATIONS)
     told_time = [row for row in known if not held or row not in ("ncsn", "edm")]
     turn = [told_time[(case + shift) % len(told_time)] for case in cases]
@@ -311,7 +317,7 @@ def program(name: str) -> Callable[..., Array]:
     Its arguments: distribution, x [C, B, D], setting, num_steps, noise [C, B, M, draws, D],
     keys [C, B]; it returns x at the ends.
     """
-    return quick_jit(jax.vmap(partial(run, name), in_axes=(None, 0, 0, None, 0, 0)))
+    return jax.jit(jax.vmap(partial(run, name), in_axes=(None, 0, 0, None, 0, 0)))
 
 
 @cache
@@ -336,4 +342,4 @@ def moments_program(name: str) -> Callable[..., tuple[Array, Array]]:
         (from_start, from_noise), result = jax.grad(end, (0, 1), has_aux=True)(*z)
         return result, from_start**2 + jnp.sum(from_noise**2, axis=(0, 1))
 
-    return quick_jit(jax.vmap(moments, in_axes=(None, 0, 0, 0, None)))
+    return jax.jit(jax.vmap(moments, in_axes=(None, 0, 0, 0, None)))

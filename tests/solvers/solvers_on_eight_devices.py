@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from test_solvers import KEYS, MAX_STEPS, SOLVERS, X, arguments, compiled, levels_for
+from solver_table import KEYS, MAX_STEPS, SOLVERS, X, arguments, compiled, levels_for
 
 from diffjax.core import grids
 from diffjax.training.sharding import make_mesh

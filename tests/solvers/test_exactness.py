@@ -1,6 +1,6 @@
 """Every solver over schedules, grids and predictions, against closed forms of Gaussian mixtures.
 
-Between interior levels errors fall with the order that a solver claims in `test_solvers.SOLVERS`:
+Between interior levels errors fall with the order that a solver claims in `solver_table.SOLVERS`:
 for the probability flow the distance to the exact map; for solvers that draw noise the error of
 the moments of Gaussian data, which needs no random draws. Runs from the noisiest level to clean
 data end where the flow ends, or with the moments and modes of the data. How the runs are made
@@ -20,6 +20,7 @@ from exact_runs import (
     MOMENT_COUNTS,
     RUN_UP,
     SCHEDULES,
+    TURNS,
     Setting,
     at,
     cases_of,
@@ -30,11 +31,12 @@ from exact_runs import (
     numbers_of,
     program,
 )
-from test_solvers import LINE, SOLVERS
+from solver_table import ADAPTIVE, LINE, SOLVERS, build
 
 from diffjax.core import exact
 from diffjax.core.keys import sample_keys
 from diffjax.core.levels import NoiseLevel
+from diffjax.core.sampling import sample
 
 FLOWING = [name for name, row in SOLVERS.items() if row.order]
 MOVING = [name for name, row in SOLVERS.items() if row.weak_order]
@@ -60,11 +62,11 @@ def turned(levels: NoiseLevel, num_steps: int) -> NoiseLevel:
     return jax.tree.map(lambda leaf: leaf[:, order], levels)
 
 
-def assert_orders(claimed: int, first: np.ndarray, second: np.ndarray, cases: np.ndarray):
+def assert_orders(claimed: int, first: np.ndarray, second: np.ndarray, cases: list[tuple]):
     """Errors [C] with N and with 2 N steps fall with the claimed order, in every case."""
     orders = np.log2(first / second)
     wrong = np.flatnonzero(np.abs(orders - claimed) > 0.2)
-    found = [(*CASES[cases[i]], orders[i], first[i], second[i]) for i in wrong]
+    found = [(*cases[i], orders[i], first[i], second[i]) for i in wrong]
     assert not found, f"claimed is order {claimed}, found {found}"
 
 
@@ -103,8 +105,9 @@ def line_gap(*args, **numbers) -> np.ndarray:
 
 @pytest.mark.parametrize("name", FLOWING)
 def test_probability_flow_is_followed_with_the_claimed_order(x64, name):
-    errors = [line_gap(name, levels_of_runs(n, LENGTH), n + RUN_UP) for n in COUNTS]
-    assert_orders(SOLVERS[name].order, *errors, cases_of(name))
+    for turn, cases in enumerate(TURNS):
+        errors = [line_gap(name, levels_of_runs(n, LENGTH, turn), n + RUN_UP) for n in COUNTS]
+        assert_orders(SOLVERS[name].order, *errors, [cases[i] for i in cases_of(name)])
 
 
 @pytest.mark.parametrize("name", [name for name in FLOWING if not SOLVERS[name].inversion])
@@ -135,9 +138,9 @@ def normal_at(level: NoiseLevel) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(marginal.means[:, 0]), np.sqrt(np.asarray(marginal.variances[:, 0]))
 
 
-def moment_errors(name: str, num_steps: int) -> np.ndarray:
+def moment_errors(name: str, num_steps: int, turn: int) -> np.ndarray:
     """Distances [C] of mean and variance of Gaussian data to the exact ones, in units of both."""
-    setting = setting_of(name, cases_of(name), levels_of_runs(num_steps, MOMENT_LENGTH))
+    setting = setting_of(name, cases_of(name), levels_of_runs(num_steps, MOMENT_LENGTH, turn))
     ends = (normal_at(at(setting.levels, i)) for i in (0, -1))
     (mean, scale), (last_mean, last_scale) = ends
     mean, variance = moments_program(name)(GAUSS, mean, scale, setting, num_steps + RUN_UP)
@@ -148,8 +151,9 @@ def moment_errors(name: str, num_steps: int) -> np.ndarray:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MOVING)
 def test_moments_converge_with_the_claimed_order(x64, name):
-    errors = [moment_errors(name, count) for count in MOMENT_COUNTS]
-    assert_orders(SOLVERS[name].weak_order, *errors, cases_of(name))
+    for turn, cases in enumerate(TURNS):
+        errors = [moment_errors(name, count, turn) for count in MOMENT_COUNTS]
+        assert_orders(SOLVERS[name].weak_order, *errors, [cases[i] for i in cases_of(name)])
 
 
 @pytest.mark.parametrize("name", SAMPLING)
@@ -165,6 +169,25 @@ def test_mixture_is_sampled_with_its_moments_and_its_modes(x64, name):
     noises = rng.normal(size=(*shape[:2], SAMPLE_STEPS, draws_of(row), 2))
     result = program(name)(TWO_MODES, x, setting, SAMPLE_STEPS, noises, keys_for(shape))
     assert_sampled(result.reshape(-1, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_mixture_is_sampled_by_solvers_that_choose_their_steps(name):
+    schedule, times = SCHEDULES["linear"], jnp.array([0.98, 0.0])
+    levels = schedule(times)
+    levels = levels._replace(alpha=levels.alpha.at[-1].set(1.0), sigma=levels.sigma.at[-1].set(0.0))
+    clean_key, noise_key = jax.random.split(jax.random.key(1))
+    clean = exact.draw(clean_key, TWO_MODES, 6400)
+    noise = jax.random.normal(noise_key, clean.shape)
+    x = levels.alpha[0] * clean + levels.sigma[0] * noise
+
+    @jax.jit
+    def run(x, levels):
+        solver = build(SOLVERS[name], schedule, rtol=1e-3, atol=1e-3)
+        return sample(jax.random.key(0), x, exact.denoiser(TWO_MODES), solver, levels)
+
+    assert_sampled(np.asarray(run(x, levels)))
 
 
 def assert_sampled(x: np.ndarray):
