@@ -1,7 +1,9 @@
 """How a script of this folder starts and ends."""
 
 import contextlib
+import dataclasses
 import io
+import math
 import os
 import re
 import sys
@@ -42,16 +44,35 @@ def parse_args(cls: Any, *, args: Sequence[str] | None = None, **options: Any) -
       cls: the dataclass.
       args: the words of the command line, without the script.
       **options: of `tyro.cli`, such as `default` and `description`.
+
+    Raises:
+      ValueError: a setting is NaN, or a seed is negative or too large.
     """
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(cls, args=args, console_outputs=True, **options)
+            parsed = tyro.cli(cls, args=args, console_outputs=True, **options)
     except SystemExit as stop:
         if stop.code:
             # the words of a box drawing, without its frame
             _say("error", re.sub(r"[\u2500-\u257f]+", " ", complaint.getvalue()))
         raise
+    _check_numbers(parsed)
+    return parsed
+
+
+def _check_numbers(part: Any, prefix: str = "--") -> None:
+    """What no script can work with, whatever the setting."""
+    for field in dataclasses.fields(part):
+        value, flag = getattr(part, field.name), prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            # the two halves of a training run have flags without their names
+            _check_numbers(value, prefix if field.name in ("config", "run") else f"{flag}.")
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(number, float) and math.isnan(number) for number in numbers):
+            raise ValueError(f"{flag} is {value}; it must be a number.")
+        if field.name == "seed" and not 0 <= value < 2**63:
+            raise ValueError(f"{flag} is {value}; seeds are 0 to 2^63 - 1.")
 
 
 def prepare_output(path: Path, *suffixes: str) -> Path:
@@ -64,8 +85,9 @@ def prepare_output(path: Path, *suffixes: str) -> Path:
     if path.suffix not in suffixes:
         expected = " or ".join(f"FILE{suffix}" for suffix in suffixes)
         raise ValueError(f"--output is {path}; expected {expected}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    with contextlib.suppress(FileExistsError, NotADirectoryError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise PermissionError(f"--output is {path}, which cannot be written.")
     return path
 

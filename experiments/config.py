@@ -240,7 +240,7 @@ def load_config(path: Path, cls: type[T] = Config) -> T:
     """
     try:
         return from_dict(cls, json.loads(path.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"{path} not found: is {path.parent} the folder of a run?"
         ) from None

@@ -14,6 +14,7 @@ import diffjax as dj
 from config import Config
 from diffjax.core.conditioning import Condition
 from diffjax.core.schedules import Schedule
+from diffjax.data.sources import checked_labels, read_archive
 from diffjax.training import make_mesh
 from guidances import Guides
 from model import (
@@ -160,15 +161,7 @@ def read_pictures(args: Common, config: Config) -> Pictures:
             if single in examples[0]
         }
     else:
-        with np.load(args.input) as arrays:
-            if "images" not in arrays:
-                raise ValueError(f"{args.input} holds {list(arrays)}; needed is an array images.")
-            images = arrays["images"][: args.num_images]
-            known = {
-                name: arrays[name][: args.num_images].tolist()
-                for name in ("labels", "captions")
-                if name in arrays
-            }
+        images, known = read_file(args.input, args.num_images)
     if images.shape[1:] != image_shape(config):
         raise ValueError(
             f"The images are {images.shape[1:]}, but this run makes {image_shape(config)}."
@@ -176,6 +169,28 @@ def read_pictures(args: Common, config: Config) -> Pictures:
     labels = np.asarray(known["labels"], np.int32) if "labels" in known else None
     scaled = jnp.asarray(images, jnp.float32) / 127.5 - 1.0
     return Pictures(scaled, labels, known.get("captions"))
+
+
+def read_file(path: Path, most: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """The first images of an archive, and the labels and captions that it has of them.
+
+    Raises:
+      ValueError: there are none, or floats that are not levels 0..255 (NaN where one is missing).
+    """
+    arrays = read_archive(path)
+    images = arrays["images"][:most]
+    if not images.size:
+        raise ValueError(f"{path} holds no images.")
+    low, high = (float(end(images)) for end in (np.nanmin, np.nanmax))
+    levels = low >= 0.0 and 1.0 < high <= 255.0
+    if images.dtype != np.uint8 and not levels:
+        raise ValueError(
+            f"{path}: images are {images.dtype} from {low:g} to {high:g}; expected levels 0..255."
+        )
+    known = {"captions": arrays["captions"][:most].tolist()} if "captions" in arrays else {}
+    if "labels" in arrays:
+        known["labels"] = checked_labels(arrays["labels"][:most], len(images), str(path)).tolist()
+    return images, known
 
 
 def read_told(
@@ -207,6 +222,12 @@ def read_labels(args: Common, config: Config, pictures: Pictures) -> tuple[Told,
     if network.num_classes is None:
         parse_labels("all" if args.labels in ("same", "none") else args.labels, None)
         return Told(), Told()
+    known = () if pictures.labels is None else pictures.labels
+    if any(label >= network.num_classes for label in known):
+        raise ValueError(
+            f"The labels of the input reach {max(known)}; the classes of this run are 0 to "
+            f"{network.num_classes - 1}."
+        )
     null = np.full(count, network.num_classes) if network.cond_drop_prob else None
     source = null if pictures.labels is None else pictures.labels
     if args.labels == "same":

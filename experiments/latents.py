@@ -71,13 +71,12 @@ def levels_of(job: Job, num_steps: int) -> dj.NoiseLevel:
 
 def make_flow(job: Job, num_steps: int) -> Callable[..., Array]:
     """`follow(weights, x, told, start, end)` along the probability flow, compiled once."""
+    integrate = dj.runge_kutta(num_steps)
 
     @jax.jit
     def follow(weights, x, told, start, end):
-        return dj.follow_flow(
-            x, job.denoiser(weights, told), job.schedule, start, end,
-            integrate=dj.runge_kutta(num_steps),
-        )  # fmt: skip
+        denoise = job.denoiser(weights, told)
+        return dj.follow_flow(x, denoise, job.schedule, start, end, integrate=integrate)
 
     return follow
 
@@ -91,7 +90,7 @@ def ends_of(job: Job) -> tuple[dj.NoiseLevel, dj.NoiseLevel]:
 
 def reconstruct(args: Reconstruct, job: Job) -> Made:
     weights, images, told = job.weights, job.images, job.wanted
-    most = max(args.steps)
+    follow, most = make_flow(job, args.flow_steps), max(args.steps)
 
     # one program for every number of steps
     @jax.jit
@@ -108,7 +107,6 @@ def reconstruct(args: Reconstruct, job: Job) -> Made:
         grids = (dj.pad_levels(grid, most) for grid in (rising, falling))
         walks[f"ddim {num_steps}"] = walk(weights, images, told, *grids, num_steps)
     clean, noisy = ends_of(job)
-    follow = make_flow(job, args.flow_steps)
     up = follow(weights, images, told, clean, noisy)
     walks["flow"] = up, follow(weights, up, told, noisy, clean)
 
@@ -149,6 +147,8 @@ def interpolate(args: Interpolate, job: Job) -> Made:
 
 
 def trajectory(args: Trajectory, job: Job) -> Made:
+    if args.columns < 1:
+        raise ValueError(f"--columns is {args.columns}; at least 1.")
     levels = levels_of(job, args.num_steps)
 
     @jax.jit

@@ -91,6 +91,16 @@ class SampleOptions:
     spacing: str = "trailing"
     times: tuple[float, ...] | None = None
 
+    def __post_init__(self):
+        for name in ("guidance_scale", "classifier_scale"):
+            if not np.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be finite.")
+        low, high = self.guidance_interval or (0.0, 1.0)
+        if not 0.0 <= low < high:
+            raise ValueError(
+                f"guidance_interval is {low} {high}; needed is 0 <= low < high, in sigma / alpha."
+            )
+
     @property
     def ancestral(self) -> bool:
         """Whether the solver is DDPM's."""

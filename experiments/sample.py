@@ -75,12 +75,17 @@ def parse_times(text: str | None) -> tuple[float, ...] | None:
         return None
     try:
         if text.endswith(".json"):
-            return tuple(json.loads(Path(text).read_text())["times"])
-        return tuple(float(part) if "." in part else int(part) for part in text.split(","))
+            return read_numbers(json.loads(Path(text).read_text())["times"])
+        return read_numbers(text.split(","))
     except (ValueError, KeyError, TypeError):
         raise ValueError(
             f"--times is {text!r}; expected times such as 999,500,20 or a file of tune_grid.py."
         ) from None
+
+
+def read_numbers(parts: list[Any]) -> tuple[float, ...]:
+    """Whole numbers as integers, which are steps of a table, and others as floats."""
+    return tuple(float(part) if "." in str(part) else int(part) for part in parts)
 
 
 def read_prompts(

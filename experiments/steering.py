@@ -111,9 +111,9 @@ def parse_labels(text: str, num_classes: int | None) -> np.ndarray | None:
     if text == "all":
         return np.arange(num_classes, dtype=np.int32)
     try:
-        labels = np.array([int(part) for part in text.split(",")], np.int32)
+        labels = [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"--labels is {text!r}; expected numbers such as 0,1,2 or all.") from None
-    if labels.min() < 0 or labels.max() >= num_classes:
+    if min(labels) < 0 or max(labels) >= num_classes:
         raise ValueError(f"--labels is {text}; the classes of this run are 0 to {num_classes - 1}.")
-    return labels
+    return np.array(labels, np.int32)

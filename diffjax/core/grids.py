@@ -178,15 +178,18 @@ def from_times(
     array([999, 500,  20,  -1], dtype=int32)
     """
     array = np.asarray(times)
-    if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"from_times: the list of times has shape {array.shape}; it is empty.")
+    if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.number):
+        raise ValueError(
+            f"from_times: times are {array.dtype} of shape {array.shape}; needed is a list of numbers."
+        )
     end, top = (0.0, 1.0) if num_train_steps is None else (-1, num_train_steps - 1)
     whole = np.issubdtype(array.dtype, np.integer)
     if num_train_steps is not None and not whole and not fractions:
         raise TypeError(f"from_times: a table takes integer steps, not {array.dtype}.")
     if array[-1] != end:
         array = np.append(array, end)
-    if np.any(np.diff(array) >= 0) or array[0] > top or array[-1] < end:
+    # NaN fails every comparison
+    if not (np.all(np.diff(array) < 0) and array[0] <= top and array[-1] >= end):
         raise ValueError(
             f"from_times: times must decrease strictly and lie in [{end}, {top}]: {list(times)}"
         )

@@ -15,6 +15,7 @@ levels of any schedule that have these ratios, by interpolation of the logarithm
 import numpy as np
 from jax import Array
 
+from diffjax.core.arguments import check_positive
 from diffjax.core.inverse import level_at, levels_at
 
 __all__ = [
@@ -54,12 +55,13 @@ def karras_ratios(
       [N + 1] float64, largest first.
 
     Raises:
-      ValueError: no step at all, or not 0 <= smallest <= largest.
+      ValueError: no step at all, not 0 <= smallest <= largest, or rho is not positive.
 
     >>> karras_ratios(2, 1.0, 10.0).round(4).tolist()
     [10.0, 1.0, 0.0]
     """
     ramp = _ramp("karras_ratios", num_steps, smallest, largest)
+    check_positive("karras_ratios", rho=rho)
     low, high = smallest ** (1.0 / rho), largest ** (1.0 / rho)
     return np.append((high + ramp * (low - high)) ** rho, end)
 

@@ -9,6 +9,7 @@ and `num_classes` is None where there are no labels. Whatever has these four mem
 `diffjax.data.batches`.
 """
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,11 +109,12 @@ def arrays(images: np.ndarray, labels: np.ndarray | None = None, *, name: str = 
         raise ValueError(f"{name}: images have shape {images.shape}, which holds no pixels.")
     if labels is None:
         return Arrays(images)
-    labels = _checked_labels(np.asarray(labels), len(images), name)
+    labels = checked_labels(np.asarray(labels), len(images), name)
     return Arrays(images, labels, int(labels.max()) + 1)
 
 
-def _checked_labels(labels: np.ndarray, count: int, name: str) -> np.ndarray:
+def checked_labels(labels: np.ndarray, count: int, name: str) -> np.ndarray:
+    """Labels as [count] int32, or a ValueError that names their source."""
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{name}: labels are {labels.dtype}; expected integers 0, 1, 2, ...")
     if labels.shape != (count,):
@@ -135,9 +137,22 @@ def npz(path: str | Path) -> Arrays:
       FileNotFoundError: no such file.
       ValueError: not such an archive; the message says what is wrong with it.
     """
+    members = read_archive(path)
+    return arrays(members["images"], members.get("labels"), name=str(path))
+
+
+def read_archive(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, `images` among them; no pickle is opened.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: it is no archive, is damaged, or has no array called images.
+    """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; expected an .npz archive of images.")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} could not be read as an .npz archive: it is none.")
     try:
         with np.load(path, allow_pickle=False) as archive:
             members = dict(archive)
@@ -146,7 +161,7 @@ def npz(path: str | Path) -> Arrays:
     if "images" not in members:
         names = ", ".join(members) or "no arrays"
         raise ValueError(f"{path} holds {names}; expected an array called images.")
-    return arrays(members["images"], members.get("labels"), name=str(path))
+    return members
 
 
 def in_memory(source: Source) -> Arrays:
