@@ -115,6 +115,8 @@ def inpaint(args: Inpaint, job: Job) -> list[Array]:
 
 
 def fill(args: Fill, job: Job) -> list[Array]:
+    if not 0.0 <= args.missing < 1.0:
+        raise ValueError(f"--missing is {args.missing}; a share is at least 0 and below 1.")
     mask = jnp.isnan(job.images)
     if not mask.any():
         if args.input is not None:
