@@ -180,7 +180,7 @@ def from_times(
     array = np.asarray(times)
     if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.number):
         raise ValueError(
-            f"from_times: times are {array.dtype} of shape {array.shape}; needed is a list of numbers."
+            f"from_times: times are {array.dtype} of shape {array.shape}; needed are numbers, [N]."
         )
     end, top = (0.0, 1.0) if num_train_steps is None else (-1, num_train_steps - 1)
     whole = np.issubdtype(array.dtype, np.integer)

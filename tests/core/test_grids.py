@@ -73,7 +73,7 @@ def test_fractions_of_a_tables_steps_are_kept():
         (lambda: grids.leading(5, 10, offset=-1), ValueError, "offset -1"),
         (lambda: grids.uniform(4, start=0.2, end=0.4), ValueError, "0.2 to 0.4"),
         (lambda: grids.from_times([], 10), ValueError, "shape"),
-        (lambda: grids.from_times(["a"], 10), ValueError, "list of numbers"),
+        (lambda: grids.from_times(["a"], 10), ValueError, "needed are numbers"),
         (lambda: grids.from_times([0.5, np.nan]), ValueError, "decrease strictly"),
         (lambda: grids.from_times([3, 3], 10), ValueError, "decrease strictly"),
         (lambda: grids.from_times([10, 3], 10), ValueError, "decrease strictly"),
