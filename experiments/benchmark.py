@@ -33,7 +33,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -314,7 +314,7 @@ def compile_program(jitted: Any, arguments: tuple, call: Callable[[Any], Any]) -
     return Program(run, traced - start, done - traced, float(flops), int(needed))
 
 
-def take_turns(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+def take_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of `repeats` calls of each, one after the other in turns, after two to warm up."""
     times: dict[str, list[float]] = {title: [] for title in runs}
     for turn in range(repeats + 2):
