@@ -20,9 +20,12 @@ Step = Callable[[TrainState, Any, Array], tuple[TrainState, Any]]
 
 
 def claim_workdir(workdir: Path, config: Any) -> None:
-    """Write config.json, or check that the run that is there has the same settings."""
+    """Write config.json, or check that the run that is there has the same settings.
+
+    A command that failed before it made anything leaves only its settings, which may be replaced.
+    """
     path = workdir / CONFIG_FILE
-    if not path.exists():
+    if not path.exists() or not _has_begun(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             save_config(config, path)
@@ -38,6 +41,11 @@ def claim_workdir(workdir: Path, config: Any) -> None:
         )
     if jax.process_index() == 0:
         save_config(config, path)
+
+
+def _has_begun(workdir: Path) -> bool:
+    """Whether there are checkpoints, or parts that were made for the run."""
+    return any(any(entry.iterdir()) for entry in workdir.iterdir() if entry.is_dir())
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

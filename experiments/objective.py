@@ -72,8 +72,11 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     """The optax optimizer of a configuration, behind the clipping of gradients.
 
     Raises:
-      ValueError: optax has no such optimizer, or it has no weight decay and one is set.
+      ValueError: optax has no such optimizer, or it has no weight decay and one is set; or the
+        learning rate is not positive.
     """
+    if not config.learning_rate > 0:
+        raise ValueError(f"optimizer.learning_rate is {config.learning_rate}; it must be positive.")
     build = getattr(optax, config.name, None)
     if build is None:
         raise ValueError(f"optax has no optimizer named {config.name!r}.")

@@ -104,7 +104,8 @@ def sample(
 
     Args:
       key: one key, from which each sample's own is derived by its position; or [B] keys, for a
-        part of a larger batch (`sample_keys(key, positions)`).
+        part of a larger batch (`sample_keys(key, positions)`), as in `pmap` and `shard_map`, where
+        with one key every device would draw the same.
       x: [B, ...] start, at the first level, float32: see `initial_noise`.
       denoise: (x, level) -> estimate of x0.
       solver: how to step, for example `ddim()`.
@@ -120,7 +121,8 @@ def sample(
     Raises:
       ValueError: a key of the old kind or of another batch, levels that are no grid, or a number of
         steps or segments that the grid does not have.
-      TypeError: x holds no floats, or is a scalar.
+      TypeError: x holds no floats or is a scalar, the solver is none, or levels are none; in a
+        step, an estimate of x0 in another shape than x.
 
     >>> from diffjax.core import grids, schedules
     >>> levels = schedules.cosine()(grids.trailing(10))
@@ -128,7 +130,7 @@ def sample(
     >>> sample(jax.random.key(0), jnp.ones((2, 3)), lambda x, level: 0 * x, follow, levels).shape
     (2, 3)
     """
-    keys, x, levels, length = _check_start(key, x, levels)
+    keys, x, levels, length = _check_start(key, x, solver, levels)
     if isinstance(num_steps, int | np.integer) and not 0 < num_steps <= length:
         raise ValueError(f"num_steps is {num_steps}; the grid has {length} steps.")
     if not 0 < segments <= length or (segments > 1 and num_steps is not None):
@@ -199,7 +201,7 @@ def trajectory(
     Returns:
       A `Trajectory`; the last entry of its `x` is what `sample` returns.
     """
-    keys, x, levels, _ = _check_start(key, x, levels)
+    keys, x, levels, _ = _check_start(key, x, solver, levels)
 
     @partial(jax.checkpoint, prevent_cse=False)
     def advance(row, x, state):
@@ -241,7 +243,25 @@ def _rows(solver: Solver, levels: NoiseLevel) -> _Row:
 
 def _step(keys, row: _Row, x, state, denoise, solver: Solver):
     keys = fold_in_each(keys, row.i)
+    denoise = _checked(denoise)
     return solver.step(keys, x, state, denoise, row.current, row.next_, **row.planned)
+
+
+def _checked(denoise: Denoiser) -> Denoiser:
+    """Refuse estimates that would broadcast against x, and bring others to its dtype."""
+
+    def check(x: Array, estimate: Array) -> Array:
+        if jnp.shape(estimate) != x.shape:
+            raise TypeError(
+                f"The denoiser returned {jnp.shape(estimate)} for x of {x.shape}; an estimate of "
+                "x0 has the shape of x."
+            )
+        return jnp.asarray(estimate, x.dtype)
+
+    def checked(x: Array, level: NoiseLevel) -> Any:
+        return jax.tree.map(partial(check, x), denoise(x, level))
+
+    return checked
 
 
 def pad_levels(levels: NoiseLevel, num_steps: int) -> NoiseLevel:
@@ -278,8 +298,18 @@ def progress(bar: Any) -> OnStep:
     return lambda i, x: jax.debug.callback(advance, i)
 
 
-def _check_start(key, x, levels: NoiseLevel) -> tuple[Array, Array, NoiseLevel, int]:
+def _check_start(key, x, solver, levels) -> tuple[Array, Array, NoiseLevel, int]:
     """The keys of the samples, x and levels as arrays, the number of steps."""
+    if not hasattr(solver, "step"):
+        raise TypeError(
+            f"solver is {solver!r}; needed is a Solver, what a builder such as ddim() returns "
+            "(by its name: SOLVERS['ddim']())."
+        )
+    if not isinstance(levels, NoiseLevel):
+        raise TypeError(
+            f"levels is a {type(levels).__name__}; needed is a NoiseLevel with a grid in each "
+            "leaf, what a schedule makes of times: schedule(trailing(50))."
+        )
     length = _check_levels(levels)
     levels = jax.tree.map(jnp.asarray, levels)
     x = jnp.asarray(x)

@@ -107,6 +107,11 @@ class Table:
         # NumPy: inside jit even the minimum of a concrete JAX array would be traced
         values = np.asarray(t)
         low, high = values.min(), values.max()
+        if values.size > 2 and (values.flat[0], values.flat[-1]) == (1.0, 0.0) and low == 0:
+            raise ValueError(
+                "The times run from 1 to 0, a grid of continuous time; that of this table is "
+                f"trailing(num_steps, {self.num_train_steps}), or another with its steps."
+            )
         if low < -1 or high > self.num_train_steps - 1:
             raise ValueError(
                 f"Time steps reach from {low} to {high}; this table has the steps "

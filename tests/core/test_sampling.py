@@ -291,8 +291,20 @@ def test_half_precision_is_sampled_in_float32_and_float64_levels_in_float64():
             "each of the 8 samples",
         ),
         (lambda: pad_levels(LEVELS, 5), ValueError, "6 steps, more than 5"),
+        (lambda: sample(KEY, X, DENOISE, ddim, LEVELS), TypeError, "a builder such as ddim"),
+        (lambda: sample(KEY, X, DENOISE, ddim(), TABLE), TypeError, "levels is a Table"),
+        (
+            lambda: sample(KEY, X, lambda x, level: x[:, :1], ddim(), LEVELS),
+            TypeError,
+            "the shape of x",
+        ),
     ],
 )
 def test_errors_say_what_sampling_needs(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_estimates_of_another_dtype_are_brought_to_that_of_x():
+    estimate = lambda x, level: jnp.zeros(x.shape, jnp.bfloat16)
+    assert jax.eval_shape(lambda: sample(KEY, X, estimate, ddim(), LEVELS)).dtype == jnp.float32

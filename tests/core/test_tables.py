@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.core import schedules
+from diffjax.core import grids, schedules
 from diffjax.core.levels import logsnr
 
 TABLES = {
@@ -170,3 +170,10 @@ def test_sigmas_of_score_networks_are_steps_of_the_ve_sde():
 def test_sigmas_that_do_not_grow_are_refused(sigmas):
     with pytest.raises(ValueError, match="sigmas"):
         schedules.from_sigmas(np.array(sigmas))
+
+
+def test_a_grid_of_continuous_time_is_refused_by_a_table():
+    table = schedules.linear_betas()
+    with pytest.raises(ValueError, match=r"trailing\(num_steps, 1000\)"):
+        table(grids.trailing(10))
+    assert table(np.array([1.0, 0.5, 0.0, -1.0])).sigma[-1] == 0.0

@@ -4,9 +4,12 @@ import pytest
 
 import choices
 import cli
+import loop
 import sample
 import train
+from config import Config, OptimizerConfig
 from model import SampleOptions
+from objective import make_optimizer
 
 
 @pytest.mark.parametrize(
@@ -50,3 +53,17 @@ def test_a_spacing_with_a_root_of_zero_is_refused():
     settings = {"num_steps": 5, "smallest": 0.1, "largest": 10.0}
     with pytest.raises(ValueError, match="rho is 0; it must be positive"):
         choices.build("spacing", "karras(rho=0)", choices.RATIOS, **settings)
+
+
+def test_settings_may_change_until_a_run_has_made_something(tmp_path):
+    loop.claim_workdir(tmp_path, Config(num_steps=10, batch_size=8))
+    loop.claim_workdir(tmp_path, Config(num_steps=10, batch_size=16))
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    loop.claim_workdir(tmp_path, Config(num_steps=20, batch_size=16))
+    with pytest.raises(ValueError, match="batch_size 16 -> 8"):
+        loop.claim_workdir(tmp_path, Config(num_steps=20, batch_size=8))
+
+
+def test_a_learning_rate_that_is_not_positive_is_refused():
+    with pytest.raises(ValueError, match=r"learning_rate is -1\.0"):
+        make_optimizer(OptimizerConfig(learning_rate=-1.0), 10)
