@@ -35,7 +35,7 @@ SCHEDULES = {name: make() for name, make in schedules.SCHEDULES.items()} | {
 }
 NOISY_END, CLEAN_END = 0.8, 0.2  # interior times between which orders are measured
 RUN_UP = 11  # steps more in front of a grid, see `with_run_up`
-COUNTS = (300, 600)  # numbers of steps, multiples of the lengths of all blocks
+COUNTS = (450, 900)  # numbers of steps, multiples of the lengths of all blocks
 MOMENT_COUNTS = (600, 1200)
 CLEANEST, NOISIEST = 0.002, 100.0  # ratios sigma / alpha of grids that go to clean data
 
