@@ -184,6 +184,11 @@ def invert_edit(args: InvertEdit, job: Job) -> list[Array]:
 
 def denoise(args: Denoise, job: Job) -> list[Array]:
     job.require_denoiser("denoising")
+    if args.add_noise < 0.0 or (args.noise_std is not None and not args.noise_std > 0.0):
+        raise ValueError(
+            f"--add-noise is {args.add_noise} and --noise-std {args.noise_std}; noise to add is "
+            "not negative, noise to remove is positive."
+        )
     noise_key, key = jax.random.split(job.key)
     noisy = job.images + args.add_noise * jax.random.normal(noise_key, job.images.shape)
     std = args.noise_std
