@@ -141,7 +141,9 @@ def _replace(conditioning: Conditioning, condition: Condition, drop: Array) -> C
     """The conditioning with the null values of one condition where `drop`, [B], says so."""
     empty = told_nothing(conditioning, [condition])
     choose = lambda null, array: jnp.where(expand(drop, array), null, array)
-    return {name: choose(empty[name], array) for name, array in conditioning.items()}
+    chosen = {name: choose(empty[name], conditioning[name]) for name in condition.null}
+    # what is not about the condition may be anything, such as the pictures of a ControlNet
+    return {**conditioning, **chosen}
 
 
 def _check_names(conditioning: Conditioning, conditions: Sequence[Condition]) -> None:
