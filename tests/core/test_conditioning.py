@@ -83,3 +83,12 @@ def test_an_image_is_further_channels_and_can_be_dropped_like_any_condition():
 def test_conditions_that_do_not_fit_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_what_no_condition_is_about_may_be_a_tree():
+    apply = with_drops(lambda params, x, t, **told: told, [Condition({"labels": 9}, 1.0)])
+    tree = {"edges": {"picture": jnp.ones((2, 4, 4, 3))}}
+    keys = jax.random.split(jax.random.key(0), 2)
+    told = apply({}, None, None, keys=keys, labels=jnp.array([1, 2]), control=tree)
+    np.testing.assert_array_equal(told["labels"], 9)
+    assert told["control"] is tree
