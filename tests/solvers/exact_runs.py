@@ -35,7 +35,7 @@ SCHEDULES = {name: make() for name, make in schedules.SCHEDULES.items()} | {
 }
 NOISY_END, CLEAN_END = 0.8, 0.2  # interior times between which orders are measured
 RUN_UP = 11  # steps more in front of a grid, see `with_run_up`
-COUNTS = (450, 900)  # numbers of steps, multiples of the lengths of all blocks
+COUNTS = (300, 600)  # numbers of steps, multiples of the lengths of all blocks
 MOMENT_COUNTS = (600, 1200)
 CLEANEST, NOISIEST = 0.002, 100.0  # ratios sigma / alpha of grids that go to clean data
 
@@ -70,7 +70,7 @@ def karras(num_steps, noisy, clean):
 
 TIME_GRIDS = {"even times": even, "shifted times": moved_to_noise}
 RATIO_GRIDS = {"even logsnr": even_logsnr, "Karras": karras}
-# all four grids with each schedule, in two turns
+# two of the four grids with each schedule, and in the other turn the other two
 TURNS = [
     [
         (name, kind)
