@@ -64,14 +64,15 @@ def parse_args(cls: Any, *, args: Sequence[str] | None = None, **options: Any) -
 def _check_numbers(part: Any, prefix: str = "--") -> None:
     """What no script can work with, whatever the setting."""
     for field in dataclasses.fields(part):
-        value, flag = getattr(part, field.name), prefix + field.name.replace("_", "-")
+        value: Any = getattr(part, field.name)
+        flag = prefix + field.name.replace("_", "-")
         if dataclasses.is_dataclass(value):
             # the two halves of a training run have flags without their names
             _check_numbers(value, prefix if field.name in ("config", "run") else f"{flag}.")
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(number, float) and math.isnan(number) for number in numbers):
             raise ValueError(f"{flag} is {value}; it must be a number.")
-        if field.name == "seed" and not 0 <= value < 2**63:
+        if field.name == "seed" and value not in range(2**63):
             raise ValueError(f"{flag} is {value}; seeds are 0 to 2^63 - 1.")
 
 

@@ -100,15 +100,14 @@ def open_batches(
             "set network.sample_size and network.in_channels, or data.image_size."
         )
     classes = config.network.num_classes
-    if classes is not None and source.num_classes is None:
+    found = source.num_classes
+    if classes is not None and found is None:
         raise ValueError(
             f"The data has no classes, but network.num_classes is {classes}; for a folder of "
             "images, classes are its subfolders."
         )
-    if classes is not None and source.num_classes > classes:
-        raise ValueError(
-            f"The data has {source.num_classes} classes, but network.num_classes is {classes}."
-        )
+    if classes is not None and found is not None and found > classes:
+        raise ValueError(f"The data has {found} classes, but network.num_classes is {classes}.")
     check_batch_size(config.batch_size, mesh)
     return data.batches(
         source, config.batch_size, seed=config.seed,
