@@ -96,9 +96,9 @@ class SampleOptions:
             if not np.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be finite.")
         low, high = self.guidance_interval or (0.0, 1.0)
-        if not 0.0 <= low < high:
+        if not 0.0 <= low <= high:
             raise ValueError(
-                f"guidance_interval is {low} {high}; needed is 0 <= low < high, in sigma / alpha."
+                f"guidance_interval is {low} {high}; needed is 0 <= low <= high, in sigma / alpha."
             )
 
     @property

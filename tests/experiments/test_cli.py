@@ -39,7 +39,7 @@ def test_an_output_below_a_file_is_refused_before_any_work(tmp_path):
 
 @pytest.mark.parametrize("interval", [(3.0, 1.0), (-1.0, 1.0)])
 def test_an_interval_of_guidance_goes_upwards_from_zero(interval):
-    with pytest.raises(ValueError, match="0 <= low < high"):
+    with pytest.raises(ValueError, match="0 <= low <= high"):
         SampleOptions(guidance_interval=interval)
 
 
