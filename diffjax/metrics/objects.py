@@ -3,8 +3,8 @@
     cover_c  = <background - pixel, background - c> / |background - c|^2     of each colour c
     colour   = the c whose mixture with the background is nearest to the pixel
     object   = neighbouring pixels of one colour with cover above 1/2
-    fill     = cover of the object / (its width x its height)
-    lean     = how far its centre of mass is below the middle of its box, as a share of the height
+    shape    = that of the circle, the square and the triangle with the area and the centre of mass
+               of the object whose cover is nearest to the object's
 
 What is measured is the picture alone: nothing here knows how pictures are drawn or what they were
 meant to show.
@@ -16,17 +16,17 @@ from typing import NamedTuple, cast
 import numpy as np
 from scipy import ndimage
 
-# fill and lean of the shapes, triangles standing on one side: an object is what it is nearest to
+# of a shape of side 1: its area, and how far its centre of mass is below the middle of its box;
+# triangles stand on one side
 SHAPES = {"square": (1.0, 0.0), "circle": (np.pi / 4, 0.0), "triangle": (0.5, 1 / 6)}
-# the lean counts twice: half a pixel changes the fill of a small triangle more
-WEIGHTS = np.array([1.0, 2.0])
+POINTS = 8  # along a pixel, whose share inside is its cover
 
 # smaller specks of colour, in pixels that they cover, are noise
 LEAST_COVER = 5.0
 
 
 class Found(NamedTuple):
-    """An object of a picture: its colour, its shape, its width or height in pixels, its middle."""
+    """An object of a picture: its colour, its shape, its width in pixels, the middle of its box."""
 
     colour: str
     shape: str
@@ -82,22 +82,26 @@ def _measure(cover: np.ndarray, colour: str) -> Found | None:
     area = cover.sum()
     if area < LEAST_COVER:
         return None
-    # a line of pixels counts as much as its most covered one
-    columns, rows = cover.max(axis=0), cover.max(axis=1)
-    width, height = columns.sum(), rows.sum()
-    (x, _), (y, end) = _box(columns), _box(rows)
-    mass = np.sum(cover.sum(axis=1) * (np.arange(len(rows)) + 0.5)) / area
-    measured = np.array([area / (width * height), (mass - y) / end])
-    distances = {
-        shape: np.linalg.norm(WEIGHTS * (measured - ideal)) for shape, ideal in SHAPES.items()
-    }
-    shape = min(distances, key=lambda name: distances[name])
-    return Found(colour, shape, float(max(width, height)), float(x), float(y))
+    rows, columns = (np.arange(length) + 0.5 for length in cover.shape)
+    x, mass = cover.sum(axis=0) @ columns / area, cover.sum(axis=1) @ rows / area
+    best, found = np.inf, None
+    for shape, (share, lean) in SHAPES.items():
+        size = np.sqrt(area / share)
+        y = mass - lean * size
+        missed = np.sum((cover - _ideal(shape, size, x, y, cover.shape)) ** 2)
+        if missed < best:
+            best, found = missed, Found(colour, shape, float(size), float(x), float(y))
+    return found
 
 
-def _box(lines: np.ndarray) -> tuple[float, float]:
-    """The middle and the length of what lines of pixels cover, those at its ends in part."""
-    inner = np.flatnonzero(lines > 0.1)
-    first, last = inner[0], inner[-1]
-    start, end = first + 1 - lines[first], last + lines[last]
-    return (start + end) / 2, end - start
+def _ideal(shape: str, size: float, x: float, y: float, extent: tuple[int, ...]) -> np.ndarray:
+    """The share [H, W] of each pixel that a shape covers, whose box has its middle at x and y."""
+    height, width = extent
+    fine = lambda length, middle: ((np.arange(length * POINTS) + 0.5) / POINTS - middle) / size
+    u, v = fine(width, x)[None], fine(height, y)[:, None]  # the box is from -1/2 to 1/2
+    inside = {
+        "square": (np.abs(u) <= 0.5) & (np.abs(v) <= 0.5),
+        "circle": u**2 + v**2 <= 0.25,
+        "triangle": (np.abs(v) <= 0.5) & (np.abs(u) <= (v + 0.5) / 2),
+    }[shape]
+    return inside.reshape(height, POINTS, width, POINTS).mean(axis=(1, 3))

@@ -56,6 +56,18 @@ def test_noise_and_another_background_do_not_matter():
     assert thing[:2] == ("blue", "circle")
 
 
+@pytest.mark.parametrize("shape", ["circle", "square", "triangle"])
+def test_uneven_paint_soft_edges_and_a_lost_row_leave_the_shape(shape):
+    rng = np.random.default_rng(1)
+    clean = painted((shape, "red", 6, 5, 7)).astype(float)
+    soft = (clean + np.roll(clean, 1, axis=0) + np.roll(clean, 1, axis=1)) / 3
+    lost = clean.copy()
+    lost[5] = 255.0
+    for image in (clean + rng.normal(0, 25, clean.shape), soft, lost):
+        (thing,) = find_objects(np.clip(image, 0, 255).astype(np.uint8), COLOURS)
+        assert thing.shape == shape
+
+
 def test_specks_and_empty_pictures_hold_no_objects():
     assert find_objects(painted(), COLOURS) == []
     assert find_objects(painted(("square", "red", 4, 4, 2)), COLOURS) == []
