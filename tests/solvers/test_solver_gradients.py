@@ -24,6 +24,13 @@ def one_for_each_step() -> list[str]:
     return list(first.values())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten():
+    """What JAX traced in float64 is not to be found again by tests in float32."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*one_for_each_step(), *ADAPTIVE])
 def test_gradient_through_sampling_is_that_of_finite_differences(x64, name):
