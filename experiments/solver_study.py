@@ -8,7 +8,7 @@ same noise; samples by their distance to the data, beside that of exact samples.
 
 Without a run the data are a mixture of two normals in one dimension, whose denoiser and flow are
 exact, and the distance is Wasserstein's, of solvers with noise; the others carry evenly spread
-noise to evenly spread samples. With a run the flow is what many steps of Heun's method make of the
+noise to evenly spread samples. With a run the flow is what many steps of UniPC make of the
 noise; of digits, the distance is Fréchet's (`diffjax/metrics/digits.py`), of all solvers, in units
 of that between two halves of the real ones.
 
@@ -61,8 +61,8 @@ class Args:
     )
     num_samples: int | None = None
     """how many; by default 4096 numbers of the mixture, 1000 digits, 16 images of other runs"""
-    reference_steps: int = 100
-    """steps of Heun's method that tell where the flow of a run leads"""
+    reference_steps: int = 400
+    """steps of UniPC, of order 3, that tell where the flow of a run leads"""
     seed: int = 0
     """of the noise"""
 
@@ -152,7 +152,7 @@ def run_problem(args: Args, workdir: Path) -> Problem:
 
     @jax.jit
     def follow(inputs, x, levels):
-        return dj.sample(key, x, denoiser(inputs), dj.heun(), levels)
+        return dj.sample(key, x, denoiser(inputs), dj.unipc(order=3), levels)
 
     distance, floor = digits_ratio() if digits else (None, None)
     target = follow(inputs, x, levels)
