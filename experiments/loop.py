@@ -24,6 +24,8 @@ def claim_workdir(workdir: Path, config: Any) -> None:
 
     A command that failed before it made anything leaves only its settings, which may be replaced.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise NotADirectoryError(f"--workdir is {workdir}, a file; needed is a folder for the run.")
     path = workdir / CONFIG_FILE
     if not path.exists() or not _has_begun(workdir):
         workdir.mkdir(parents=True, exist_ok=True)

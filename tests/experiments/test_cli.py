@@ -31,6 +31,12 @@ def test_a_flag_inside_a_part_of_a_configuration_is_named_in_full():
         train.read_command_line(["digits", "--optimizer.learning-rate", "nan"])
 
 
+def test_a_run_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="--workdir is .*, a file"):
+        loop.claim_workdir(tmp_path / "file", Config())
+
+
 def test_an_output_below_a_file_is_refused_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PermissionError, match="cannot be written"):
