@@ -33,7 +33,7 @@ def test_a_flag_inside_a_part_of_a_configuration_is_named_in_full():
 
 def test_a_run_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(NotADirectoryError, match="--workdir is .*, a file"):
+    with pytest.raises(NotADirectoryError, match=r"--workdir is .*, a file"):
         loop.claim_workdir(tmp_path / "file", Config())
 
 
