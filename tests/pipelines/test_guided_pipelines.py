@@ -4,19 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from constant_system import constant_system
 
 import diffjax as dj
 from diffjax.networks import UNetConfig
 from diffjax.networks.dit import DiTConfig
 from diffjax.pipelines import (
-    System,
     beside,
     make_plan,
     perturbed_attention,
     txt2img,
     without_attention_maps,
 )
-from diffjax.pipelines.system import pixel_codec
 from diffjax.pretrained import Components, Model, UnsupportedError, read_scheduler
 
 SCHEDULER = {"_class_name": "DDIMScheduler", "clip_sample": False, "prediction_type": "sample"}
@@ -24,21 +23,9 @@ PROMPT, NULL, WORSE = 0.5, 0.1, 0.3
 SIZES = {"height": 4, "width": 4}
 
 
-def constant_system(change=0.0):
-    """Its network says that every image is the constant that it is told."""
-
-    def apply(params, x, t, *, value):
-        return jnp.broadcast_to(value[:, None, None, None] + change, x.shape)
-
-    return System(
-        parameterization=dj.x0,
-        learned_variance=False,
-        prepare=lambda values: [{"value": jnp.asarray(values)}],
-        condition=lambda params, inputs: inputs,
-        apply=apply,
-        **pixel_codec(3, 2)._asdict(),
-        size=(4, 4),
-    )
+def as_told(change=0.0):
+    """Every image is the constant that the network is told, and a change."""
+    return constant_system(lambda params, value: value + change)
 
 
 def off(prompt, null):
@@ -70,8 +57,8 @@ GUIDED = {
 @pytest.mark.parametrize("name", GUIDED)
 def test_every_guidance_of_the_library_guides_whole_systems(name):
     count, guidance, change, worse, expected = GUIDED[name]
-    plan, system = make_plan(read_scheduler(SCHEDULER), 3), constant_system()
-    system = beside(system, constant_system(WORSE - PROMPT)) if worse else system
+    plan, system = make_plan(read_scheduler(SCHEDULER), 3), as_told()
+    system = beside(system, as_told(WORSE - PROMPT)) if worse else system
     conditions = [{"value": jnp.full(2, value)} for value in (PROMPT, NULL)[:count]]
     solver = plan.solver if change is None else change(plan.solver)
 

@@ -5,13 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from constant_system import constant_system
 
 import diffjax as dj
 from diffjax.networks.controlnet import ControlNetConfig
 from diffjax.networks.t2i_adapter import T2IAdapterConfig
 from diffjax.networks.unet_latent_presets import sd1_unet
 from diffjax.pipelines import (
-    System,
     control_times,
     enlarged,
     img2img,
@@ -23,28 +23,10 @@ from diffjax.pipelines import (
     with_control,
 )
 from diffjax.pipelines.pictures import resize_linear
-from diffjax.pipelines.system import pixel_codec
 from diffjax.pretrained import Components, Model, UnsupportedError, read_scheduler
 
 DDIM = {"_class_name": "DDIMScheduler", "clip_sample": False, "prediction_type": "sample"}
 SCHEDULER = read_scheduler(DDIM)
-
-
-def constant_system():
-    """Its network says that every image is the constant that it is told."""
-
-    def apply(params, x, t, *, value):
-        return jnp.broadcast_to(params * value[:, None, None, None], x.shape)
-
-    return System(
-        parameterization=dj.x0,
-        learned_variance=False,
-        prepare=lambda values: [{"value": jnp.asarray(values)}],
-        condition=lambda params, inputs: inputs,
-        apply=apply,
-        **pixel_codec(3, 2)._asdict(),
-        size=(4, 4),
-    )
 
 
 @pytest.fixture(scope="module")
