@@ -97,7 +97,7 @@ def evaluate_digits(
     halves = _halvings(len(real.levels), num_halvings, seed)
     agreed = classifier(real).predict(generated) == labels
     result = _share("agreement", agreed)
-    result |= _frechet(generated, num_halvings, seed)
+    result |= _frechet(generated, real, halves)
     result |= _neighbours(generated, real, halves, k)
     result |= _share("memorised", memorised(generated, real.levels))
     result["duplicates"] = float(duplicates(generated))
@@ -152,16 +152,20 @@ def distance_to_digits(*, num_halvings: int = 20, seed: int = 0) -> DistanceToDi
     """What `frechet_ratio` is the quotient of; arguments as in `evaluate_digits`."""
     real = real_digits()
     components = whitened_components(real)
-    features = components.transform(real.levels)
-    halves = _halvings(len(features), num_halvings, seed)
-    pairs = [(moments(features[one]), moments(features[two])) for one, two in halves]
+    halves = _halvings(len(real.levels), num_halvings, seed)
+    distance, floor = _to_halves(components.transform(real.levels), halves)
+    return DistanceToDigits(lambda levels: distance(components.transform(levels)), floor)
 
-    def distance(levels: np.ndarray) -> float:
-        of_generated: Moments = moments(components.transform(levels))
-        return float(np.mean([frechet_distance(*one, *of_generated) for one, _ in pairs]))
 
-    floor = float(np.mean([frechet_distance(*one, *two) for one, two in pairs]))
-    return DistanceToDigits(distance, floor)
+def _to_halves(real_features: np.ndarray, halves) -> tuple[Callable[[np.ndarray], float], float]:
+    """The mean Fréchet distance of features to one half of the real ones, and the other half's."""
+    pairs = [(moments(real_features[one]), moments(real_features[two])) for one, two in halves]
+
+    def distance(features: np.ndarray) -> float:
+        given: Moments = moments(features)
+        return float(np.mean([frechet_distance(*one, *given) for one, _ in pairs]))
+
+    return distance, float(np.mean([frechet_distance(*one, *two) for one, two in pairs]))
 
 
 def round_to_levels(images: np.ndarray) -> np.ndarray:
@@ -169,10 +173,12 @@ def round_to_levels(images: np.ndarray) -> np.ndarray:
     return np.rint(np.reshape(images, (-1, 64)) * (16 / 255))
 
 
-def _frechet(generated: np.ndarray, num_halvings: int, seed: int) -> dict[str, float]:
-    distance, floor = distance_to_digits(num_halvings=num_halvings, seed=seed)
-    value = distance(generated)
-    error = float(jackknife(lambda keep: distance(generated[keep]), len(generated)))
+def _frechet(generated: np.ndarray, real: Digits, halves) -> dict[str, float]:
+    components = whitened_components(real)
+    distance, floor = _to_halves(components.transform(real.levels), halves)
+    features = components.transform(generated)
+    value = distance(features)
+    error = float(jackknife(lambda keep: distance(features[keep]), len(features)))
     return {
         "frechet_ratio": value / floor,
         "frechet_ratio_stderr": error / floor,
