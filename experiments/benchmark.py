@@ -341,8 +341,7 @@ def describe(
         "dtype": options.dtype,
         "parameters": parameters,
         "repeats": len(times["ours"]),
-        "median_s": median,
-        "min_s": min(times["ours"]),
+        **compare_times(times),
         "images_per_s": images / median,
         "trace_s": program.trace_s,
         "compile_s": program.compile_s,
@@ -353,10 +352,17 @@ def describe(
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     if peak is not None:
         row["device_peak_bytes"] = peak
+    return row
+
+
+def compare_times(times: dict[str, list[float]]) -> Row:
+    """Median and least of the times of "ours" and of another, and their ratios."""
+    median, least = statistics.median(times["ours"]), min(times["ours"])
+    row: Row = {"median_s": median, "min_s": least}
     for title in times.keys() - {"ours"}:
-        other = statistics.median(times[title])
-        row |= {f"{title}_median_s": other, f"{title}_min_s": min(times[title]),
-                "ratio": other / median, "min_ratio": min(times[title]) / row["min_s"]}  # fmt: skip
+        other, fastest = statistics.median(times[title]), min(times[title])
+        row |= {f"{title}_median_s": other, f"{title}_min_s": fastest,
+                "ratio": other / median, "min_ratio": fastest / least}  # fmt: skip
     return row
 
 

@@ -13,7 +13,6 @@ Needs the extra `bench`, and transformers.
 
 import inspect
 import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ import numpy as np
 import tyro
 
 import diffjax as dj
-from benchmark import environment, say, take_turns
+from benchmark import compare_times, environment, say, take_turns
 from cli import parse_args, run_script
 from diffjax.core.keys import sample_keys
 from diffjax.pipelines import make_plan, make_system, txt2img
@@ -124,18 +123,7 @@ def compare(folder: Path, args: Args) -> dict[str, Any]:
     if any(list(shape) != made["shape"] for shape in shapes):
         raise ValueError(f"{folder}: the two sides make images of the shapes {shapes}")
     times = take_turns({"ours": call, "diffusers": other}, args.repeats)
-    median = {title: statistics.median(each) for title, each in times.items()}
-    least = {title: min(each) for title, each in times.items()}
-    return {
-        **made,
-        "median_s": median["ours"],
-        "min_s": least["ours"],
-        "diffusers_median_s": median["diffusers"],
-        "diffusers_min_s": least["diffusers"],
-        "ratio": median["diffusers"] / median["ours"],
-        "min_ratio": least["diffusers"] / least["ours"],
-        "first_s": first,
-    }
+    return {**made, **compare_times(times), "first_s": first}
 
 
 def main() -> None:
