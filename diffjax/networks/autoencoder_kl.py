@@ -92,7 +92,7 @@ def autoencoder_kl(config: AutoencoderKLConfig) -> Autoencoder:
         encode(params, x) -> Posterior, [B, H / f, W / f, latent_channels]
         decode(params, z) -> [B, f h, f w, out_channels] float32
 
-    with f = 2^(levels - 1).
+    with f = 2^(levels - 1). For large images see `diffjax.networks.tiling`.
 
     >>> import jax
     >>> shape = {"block_out_channels": (8, 8), "attention": (False,) * 2}
