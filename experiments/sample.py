@@ -7,7 +7,7 @@ A seed gives the same images, whatever the batch size and the number of devices.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,9 +83,10 @@ def parse_times(text: str | None) -> tuple[float, ...] | None:
         ) from None
 
 
-def read_numbers(parts: list[Any]) -> tuple[float, ...]:
-    """Whole numbers as integers, which are steps of a table, and others as floats."""
-    return tuple(float(part) if "." in str(part) else int(part) for part in parts)
+def read_numbers(parts: Sequence[Any]) -> tuple[float, ...]:
+    """Numbers as they are; of texts the whole ones as integers, which are steps of a table."""
+    read = lambda text: float(text) if "." in text else int(text)
+    return tuple(part if isinstance(part, int | float) else read(part) for part in parts)
 
 
 def read_prompts(

@@ -55,6 +55,13 @@ def test_times_that_are_no_numbers_are_refused(tmp_path):
         sample.parse_times(str(tmp_path / "times.json"))
 
 
+def test_times_of_a_file_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "times.json"
+    path.write_text('{"times": [999, 0.5, 2e-05, 0]}')
+    assert sample.parse_times(str(path)) == (999, 0.5, 2e-05, 0)
+    assert sample.parse_times("999,0.5,0") == (999, 0.5, 0)
+
+
 def test_a_spacing_with_a_root_of_zero_is_refused():
     settings = {"num_steps": 5, "smallest": 0.1, "largest": 10.0}
     with pytest.raises(ValueError, match="rho is 0; it must be positive"):
