@@ -87,8 +87,9 @@ def attention(
 
     On NVIDIA GPUs half-precision attention without mask and bias is cuDNN's fused one, which never
     stores the L x S weights and can be differentiated once, in reverse mode; everywhere else the
-    formula as it stands, with derivatives of every order and mode.
-    Source: Attention Is All You Need, arXiv:1706.03762, equation 1.
+    formula as it stands, with derivatives of every order and mode. Many queries take turns there,
+    in blocks whose weights fit, which derivatives compute again: memory grows with L + S, not L S.
+    Source: Attention Is All You Need, arXiv:1706.03762, equation 1; blocks: arXiv:2112.05682.
 
     Args:
       q: [B, L, heads, head_dim].
@@ -107,6 +108,20 @@ def attention(
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     if mask is None and bias is None and _fused_attention(q):
         return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn")
+    mix = partial(_mix, k=k, v=v, mask=mask, bias=bias, scale=scale)
+    block = _query_block(q, k, mask, bias)
+    if block >= q.shape[1]:
+        return mix(q)
+    count = -(-q.shape[1] // block)
+    filled = jnp.pad(q, ((0, 0), (0, count * block - q.shape[1]), (0, 0), (0, 0)))
+    blocks = filled.reshape(q.shape[0], count, block, *q.shape[2:])
+    mixed = lax.map(jax.checkpoint(mix), jnp.swapaxes(blocks, 0, 1))
+    mixed = jnp.swapaxes(mixed, 0, 1).reshape(*filled.shape[:-1], v.shape[-1])
+    return mixed[:, : q.shape[1]]
+
+
+def _mix(q: Array, *, k: Array, v: Array, mask, bias, scale: float) -> Array:
+    """The formula of `attention`."""
     # heads before positions, where the batched products need no transposed copies; the division by
     # the sums comes last, on an array of head_dim instead of S columns
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))
@@ -122,6 +137,22 @@ def attention(
     )
     mixed = mixed / weights.sum(-1, keepdims=True)
     return jnp.swapaxes(mixed.astype(v.dtype), 1, 2)
+
+
+def _query_block(q: Array, k: Array, mask: Array | None, bias: Array | None) -> int:
+    """How many queries are mixed at a time.
+
+    All of them where a mask or bias differs between queries, and where each head has fewer than a
+    million weights. A CPU wants blocks that stay in its caches and in memory that it holds already;
+    accelerators want large ones.
+    """
+    length, keys = q.shape[1], k.shape[1]
+    per_query = [a for a in (mask, bias) if a is not None and a.ndim > 1 and a.shape[-2] > 1]
+    if per_query or length * keys < 2**20:
+        return length
+    weights = 2**21 if platform() == "cpu" else 2**27
+    most = max(weights // (q.shape[0] * q.shape[2] * keys), 64)
+    return -(-length // -(-length // most))
 
 
 def _fused_attention(q: Array) -> bool:
