@@ -296,18 +296,26 @@ def main() -> None:
         for kind, points in study(args, problem, name, budgets)._asdict().items():
             if points:
                 groups[kind][name] = points
+        # hours of work: what there is by now is not lost when it is stopped
+        report = write_report(output, args, problem, groups, budgets)
+    print(report, f"\n\nWrote {output}")
+
+
+def write_report(output: Path, args: Args, problem: Problem, groups, budgets: list[int]) -> str:
+    """study.json, study.md and study.png of the solvers so far; returns the text."""
     tables = [
         f"{TITLES[kind].capitalize()}:\n\n{as_table(results, budgets)}"
         for kind, results in groups.items()
         if results
     ]
-    if problem.floor is not None:
-        tables.append(f"Exact samples: {problem.floor:.2g}.")
+    floor = [] if problem.floor is None else [f"Exact samples: {problem.floor:.2g}."]
+    report = "\n\n".join(tables + floor)
     result = {"floor": problem.floor, "spacing": args.spacing, **groups}
     (output / "study.json").write_text(json.dumps(result, indent=1) + "\n")
-    (output / "study.md").write_text("\n\n".join(tables) + "\n")
-    save_plot(output / "study.png", groups, problem.floor)
-    print("\n\n".join(tables), f"\n\nWrote {output}")
+    (output / "study.md").write_text(report + "\n")
+    if tables:
+        save_plot(output / "study.png", groups, problem.floor)
+    return report
 
 
 if __name__ == "__main__":
