@@ -1,18 +1,19 @@
-"""Edit images with a trained run: paint holes, enlarge, vary, restyle, denoise.
+"""Edit images with a trained run: paint holes, continue, vary, restyle, denoise, enlarge, colour.
 
     python experiments/edit.py inpaint --workdir runs/digits --mask right
     python experiments/edit.py img2img --workdir runs/digits --labels 8 --strength 0.7
 
 Each command writes a picture whose rows are the images as they were, what the model was given of
-them, and what it made of that (inpaint, outpaint, fill, denoise, img2img, invert-edit, style;
-`edit.py COMMAND --help` lists their settings). With --model FOLDER a saved model edits a picture
-with a prompt: see edit_pretrained.py.
+them, and what it made of that (inpaint, outpaint, fill, denoise, img2img, invert-edit, style,
+enlarge, colourise; `edit.py COMMAND --help` lists their settings). With --model FOLDER a saved
+model edits a picture with a prompt: see edit_pretrained.py.
 """
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,15 @@ import numpy as np
 from jax import Array
 
 import diffjax as dj
+from choices import listed
 from cli import parse_args, prepare_output, run_script
 from diffjax.training.manifest import whole_file
-from jobs import Common, Job, read_job
+from jobs import Common, Job, posterior_levels, read_job
+from measurements import Measurement, downsampling, grey
 from model import to_uint8
 from pictures import save_grid
+from posterior_methods import METHODS, Settings, choose_method, draw_posterior
+from runs import image_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +111,32 @@ class Style(Common):
     """of the gradient descent on the statistics in every step; 0 is off"""
 
 
-Args = Inpaint | Outpaint | Fill | Img2img | InvertEdit | Denoise | Style
+@dataclass(frozen=True, kw_only=True)
+class Restoration(Common):
+    """What enlarging and colouring take, which draw from the posterior of what is given."""
+
+    method: Annotated[str, listed("method", METHODS)] = "pigdm"
+    sigma_y: float = 0.02
+    """standard deviation of the noise in what is given, in units of [-1, 1]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enlarge(Restoration):
+    """Make small images large (super-resolution); those of the run's own size are made small first.
+
+    Of the result each block of --factor times --factor pixels has the mean of the given pixel.
+    """
+
+    factor: int = 2
+    """how many times longer the sides become"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colourise(Restoration):
+    """Colour grey images, of one channel; from those in colour their luminance is taken first."""
+
+
+Args = Inpaint | Outpaint | Fill | Img2img | InvertEdit | Denoise | Style | Enlarge | Colourise
 
 
 def inpaint(args: Inpaint, job: Job) -> list[Array]:
@@ -230,6 +260,66 @@ def style(args: Style, job: Job) -> list[Array]:
     return [*rows, run(job.weights, job.key, job.images, wanted)]
 
 
+def enlarge(args: Enlarge, job: Job) -> list[Array]:
+    return restored(args, job, "enlarging")
+
+
+def colourise(args: Colourise, job: Job) -> list[Array]:
+    return restored(args, job, "colouring")
+
+
+def restored(args: Enlarge | Colourise, job: Job, what: str) -> list[Array]:
+    """The images, where they are known; what is measured of them; a draw given that alone."""
+    job.require_denoiser(what)
+    shape = image_shape(job.run.config)
+    measurement = lost(args, shape)
+    method = choose_method(args.method, measurement.operator, linear=True)
+    whole = job.images.shape[1:] == shape
+    y = measurement.operator(job.images) if whole else job.images
+    draw = partial(
+        draw_posterior,
+        method=method,
+        operator=measurement.operator,
+        levels=posterior_levels(args.num_steps, job.schedule),
+        shape=shape,
+        settings=Settings(args.sigma_y, sigma_data=float(jnp.std(job.images))),
+    )
+
+    @jax.jit
+    def run(weights, key, y):
+        # a method of particles asks for several copies of each image
+        denoiser = lambda copies: job.denoiser(weights, job.wanted.repeat(copies))
+        return draw(key, denoiser=denoiser, y=y)
+
+    seen = jax.image.resize(measurement.show(y), (len(y), *shape), "nearest")
+    before = [job.images, seen] if whole else [seen]
+    return [*before, run(job.weights, job.key, y)]
+
+
+def lost(args: Enlarge | Colourise, shape: tuple[int, ...]) -> Measurement:
+    """What is left of images [H, W, C] where their size or their colour is lost."""
+    if isinstance(args, Enlarge):
+        if args.factor < 2 or any(side % args.factor for side in shape[:2]):
+            raise ValueError(
+                f"--factor is {args.factor}; it must be at least 2 and divide the sides of this "
+                f"run's images, {shape[0]} and {shape[1]}."
+            )
+        return downsampling(shape, factor=args.factor)
+    if shape[2] != 3:
+        raise ValueError(
+            f"This run makes images of {shape[2]} channels; colouring needs one whose images have "
+            "3, red, green and blue."
+        )
+    return grey(shape)
+
+
+def given_shape(args: Args, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what a command can be given in the place of images [H, W, C]."""
+    if not isinstance(args, Enlarge | Colourise):
+        return shape
+    return jax.eval_shape(lost(args, shape).operator, jnp.zeros((1, *shape))).shape[1:]
+
+
 COMMANDS: dict[type, Callable[[Any, Job], list[Array]]] = {
     Inpaint: inpaint,
     Outpaint: outpaint,
@@ -238,6 +328,8 @@ COMMANDS: dict[type, Callable[[Any, Job], list[Array]]] = {
     InvertEdit: invert_edit,
     Denoise: denoise,
     Style: style,
+    Enlarge: enlarge,
+    Colourise: colourise,
 }
 
 
@@ -272,7 +364,7 @@ def main() -> None:
         return
     args = parse_args(Args, description=__doc__)
     command = COMMANDS[type(args)]
-    job = read_job(args)
+    job = read_job(args, given=partial(given_shape, args))
     output = args.output or args.workdir / f"{command.__name__.replace('_', '-')}.png"
     output = prepare_output(output, ".npz", ".png")
     rows = [to_uint8(row) for row in command(args, job)]

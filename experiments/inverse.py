@@ -27,9 +27,9 @@ from choices import build, listed
 from cli import parse_args, run_script
 from diffjax.core.parameterizations import Denoiser
 from diffjax.transforms import UncertaintyMap
-from jobs import Common, read_job
+from jobs import Common, posterior_levels, read_job
 from measurements import PROBLEMS, Measurement, magnitude
-from model import SampleOptions, make_levels, to_uint8
+from model import to_uint8
 from patch_prior import (
     SHEPP_LOGAN,
     draw_ellipses,
@@ -107,8 +107,6 @@ class Table:
     """of all noise"""
 
 
-LARGEST_RATIO = 20  # sigma / alpha where sampling from a trained run starts
-
 Args = Digits | Photographs | Phantom | Table
 
 
@@ -139,9 +137,7 @@ def digits(args: Digits) -> Prior:
     def denoiser(weights: Any, copies: int) -> Denoiser:
         return job.denoiser(weights, job.wanted.repeat(copies))
 
-    # near pure noise the Jacobian of a network over alpha is all error
-    options = SampleOptions(spacing=f"karras(largest={LARGEST_RATIO})", num_steps=args.num_steps)
-    levels = make_levels(options, job.schedule)
+    levels = posterior_levels(args.num_steps, job.schedule)
     std = float(jnp.std(job.images))
     return Prior(job.images, job.weights, denoiser, levels, std, lambda x: x)
 

@@ -29,6 +29,10 @@ from runs import Run, image_shape, load_run, open_source
 from steering import Steering, load_guides, parse_labels, steering_options
 from text import load_text, text_condition
 
+LARGEST_RATIO = 20  # sigma / alpha where drawing from a posterior starts
+# of an image: height, width, channels
+Shape = tuple[int, ...]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Common(Steering):
@@ -121,8 +125,13 @@ class Job(NamedTuple):
             )
 
 
-def read_job(args: Common) -> Job:
-    """Load the run and the images, and check that they fit."""
+def read_job(args: Common, *, given: Callable[[Shape], Shape] | None = None) -> Job:
+    """Load the run and the images, and check that they fit.
+
+    Args:
+      args: of the command.
+      given: from the shape of the run's images to another that those of the input may have.
+    """
     if args.num_images < 1 or args.num_steps < 1:
         raise ValueError("--num-images and --num-steps must be at least 1.")
     mesh = make_mesh()
@@ -132,7 +141,8 @@ def read_job(args: Common) -> Job:
     schedule = make_schedule(run.config.diffusion, run.params)
     levels = make_levels(options, schedule)
     dj.parameterizations.check_level(make_parameterization(run.config.diffusion), levels)
-    pictures = read_pictures(args, run.config)
+    own = image_shape(run.config)
+    pictures = read_pictures(args, run.config, (own,) if given is None else (own, given(own)))
     source, wanted, text = read_told(args, run.config, pictures)
     classifier, guides = load_guides(args, run, options, mesh)
     unguided = replace(options, guidance="classifier_free", guidance_scale=1.0)
@@ -149,8 +159,15 @@ def read_job(args: Common) -> Job:
     )  # fmt: skip
 
 
-def read_pictures(args: Common, config: Config) -> Pictures:
-    """The images of the input, or the first ones of the run's data set."""
+def posterior_levels(num_steps: int, schedule: Schedule) -> dj.NoiseLevel:
+    """The grid on which a trained run draws from a posterior."""
+    # near pure noise the Jacobian of a network over alpha is all error
+    options = SampleOptions(spacing=f"karras(largest={LARGEST_RATIO})", num_steps=num_steps)
+    return make_levels(options, schedule)
+
+
+def read_pictures(args: Common, config: Config, shapes: Sequence[Shape]) -> Pictures:
+    """The images of the input, of one of the shapes, or the first ones of the run's data set."""
     if args.input is None:
         source = open_source(config.data)
         examples = [source[i] for i in range(min(args.num_images, len(source)))]
@@ -162,9 +179,10 @@ def read_pictures(args: Common, config: Config) -> Pictures:
         }
     else:
         images, known = read_file(args.input, args.num_images)
-    if images.shape[1:] != image_shape(config):
+    if images.shape[1:] not in shapes:
+        others = "".join(f" It can also be given {shape}." for shape in {*shapes} - {shapes[0]})
         raise ValueError(
-            f"The images are {images.shape[1:]}, but this run makes {image_shape(config)}."
+            f"The images are {images.shape[1:]}, but this run makes {shapes[0]}.{others}"
         )
     labels = np.asarray(known["labels"], np.int32) if "labels" in known else None
     scaled = jnp.asarray(images, jnp.float32) / 127.5 - 1.0

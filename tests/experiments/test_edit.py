@@ -133,6 +133,36 @@ def test_a_picture_has_a_row_for_each_stage(call):
     assert picture.shape == ((3 * 9 - 1) * 4, (2 * 9 - 1) * 4)
 
 
+def test_enlarged_images_have_the_means_of_the_small_ones(call, tmp_path):
+    means = IMAGES.reshape(3, 4, 2, 4, 2, 1).mean(axis=(2, 4))
+    labels = {"labels": np.array([0, 3, 9])}
+    np.savez(tmp_path / "small.npz", images=means.astype(np.float32), **labels)
+    large, small = (
+        call("enlarge", "--method", "ddnm", "--input", tmp_path / f"{name}.npz")
+        for name in ("in", "small")
+    )
+    np.testing.assert_allclose(large.astype(int), small, atol=1)
+    found = large.reshape(3, 4, 2, 4, 2, 1).mean(axis=(2, 4))
+    np.testing.assert_allclose(found, means, atol=1.0)
+
+
+def test_coloured_images_have_the_luminance_of_the_grey_ones(call, monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="images of 1 channels; colouring needs one whose images"):
+        call("colourise")
+    network = dataclasses.replace(CONFIGS["digits"].network, in_channels=3, out_channels=3)
+    config = dataclasses.replace(CONFIGS["digits"], network=network)
+    tint = jnp.array([0.3, 0.0, -0.3])
+    reddish = lambda params, x, t, *, labels: params * x - tint
+    run = Run(config, Functional(None, reddish), jnp.array(0.3), 1)
+    monkeypatch.setattr(jobs, "load_run", lambda *_, **__: run)
+    grey = 96.0 + IMAGES / np.float32(4.0)
+    np.savez(tmp_path / "grey.npz", images=grey, labels=np.array([0, 3, 9]))
+    images = call("colourise", "--input", tmp_path / "grey.npz", "--num-steps", 30)
+    # the luma of ITU-R BT.601, but for noise of two standard deviations of --sigma-y
+    np.testing.assert_allclose(images @ [0.299, 0.587, 0.114], grey[..., 0], atol=2 * 0.02 * 127.5)
+    assert images[..., 0].mean() > images[..., 2].mean() + 5
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -142,6 +172,10 @@ def test_a_picture_has_a_row_for_each_stage(call):
         (("style", "--style", 5), "there are 3 images"),
         (("outpaint", "--width", 4), "do not cover a canvas"),
         (("denoise", "--num-steps", 0), "at least 1"),
+        (("enlarge", "--factor", 3), "--factor is 3; it must be at least 2 and divide the sides"),
+        (("enlarge", "--factor", 0), "--factor is 0"),
+        (("enlarge", "--method", "pgdm"), "Did you mean 'pigdm'"),
+        (("enlarge", "--guidance", "cfg_plus_plus"), "enlarging needs guided estimates"),
         (("img2img", "--prompt", "a red circle"), "without captions"),
         (("img2img", "--negative-prompt", "a red circle"), "without captions"),
         (("inpaint", "--jump-length", 7), "for a grid of 6 steps"),
@@ -156,6 +190,8 @@ def test_images_and_masks_of_another_size_are_refused(call, tmp_path):
     np.savez(tmp_path / "wide.npz", images=np.zeros((2, 8, 9, 1), np.uint8))
     with pytest.raises(ValueError, match=r"images are \(8, 9, 1\), but this run makes \(8, 8, 1\)"):
         call("img2img", "--input", tmp_path / "wide.npz")
+    with pytest.raises(ValueError, match=r"makes \(8, 8, 1\)\. It can also be given \(4, 4, 1\)"):
+        call("enlarge", "--input", tmp_path / "wide.npz")
     np.save(tmp_path / "mask.npy", np.zeros((8, 9)))
     with pytest.raises(ValueError, match=r"has the shape \(8, 9\); needed is \(8, 8\)"):
         call("inpaint", "--mask", tmp_path / "mask.npy")
