@@ -15,10 +15,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,100 +29,28 @@ from tqdm import tqdm
 import diffjax as dj
 import watermark
 from choices import build
-from cli import parse_args, prepare_output, run_script
+from cli import parse_args, run_script
 from diffjax import pipelines
 from diffjax.core.keys import sample_keys
 from diffjax.pipelines import Plan, System
 from diffjax.pipelines.image_prompt import image_prompted, with_image_prompt
+from diffjax.pipelines.refiner import REFINER, handover, refined, with_refiner
 from diffjax.pretrained import Components, Scheduler, find_folder, load_components, read_scheduler
+from diffjax.pretrained.components import NOT_NEEDED, read_model_index
 from diffjax.pretrained.ip_adapter import load_ip_adapter
 from diffjax.pretrained.lora import load_lora, merge_lora
 from diffjax.pretrained.schedulers import SCHEDULER_FILE
 from diffjax.pretrained.textual_inversion import load_embedding
 from diffjax.solvers import SOLVERS
 from diffjax.training import batch_sharding, make_mesh, replicated
-from export_sampler import export_sampler, require_flatbuffers
+from export_sampler import export_sampler
 from picture_models import Watch, read_picture, seen_in, steer, with_steering
 from prompt_line import fit_size, parse_prompt_line
 from stages import Canvas, Mix, Stages
+from text_to_image_settings import Args, check_args, merge_line, strength
 
-
-@dataclass(frozen=True)
-class Args:
-    """Images from prompts, with a saved model of diffusers' format."""
-
-    model: str
-    """a folder with model_index.json, or the name of a repository of the Hugging Face hub"""
-    prompt: str = ""
-    """what to show; (words:1.3) count more, (words:0.7) less; may end with --ar W:H, --seed N,
-    --no THINGS, --iw SHARE, --stylize N, --chaos N"""
-    negative_prompt: str | None = None
-    """what not to show"""
-    label: int | None = None
-    """a class in the place of a prompt, for models of classes"""
-    seed: int = 0
-    """image i of a seed is always the same"""
-    num_steps: int = 30
-    """steps from noise to image"""
-    guidance_scale: float = 7.0
-    """classifier-free guidance, or what a distilled network is told; 1 is off"""
-    guidance_rescale: float = 0.0
-    """against over-exposure: share of the guided estimate that gets the spread of the other"""
-    solver: str | None = None
-    """by default the model's own; the class of another scheduler (EulerDiscreteScheduler), or a
-    solver of diffjax (dpmpp_2m, unipc, ddim(eta=0.5), ...) on the model's own grid"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """of weights and computation"""
-    height: int | None = None
-    """by default the model's own"""
-    width: int | None = None
-    """by default the model's own"""
-    num_images: int = 1
-    """how many"""
-    batch_size: int = 4
-    """images computed at once"""
-    image: Path | None = None
-    """a picture to start from"""
-    mask: Path | None = None
-    """a picture of its size, white where it is to be painted anew"""
-    strength: float | None = None
-    """how much of it is made anew, in (0, 1]; by default 0.6, and 1 under a mask"""
-    chaos: float = 100.0
-    """how unlike each other the images are: 100 for noise of their own, 0 for the same"""
-    ip_adapter: Path | None = None
-    """a file that lets the model see a picture beside the prompt"""
-    image_prompt: Path | None = None
-    """the picture that it sees"""
-    image_scale: float = 1.0
-    """how much that counts"""
-    image_encoder: Path | None = None
-    """folder of CLIP's image encoder; by default MODEL/image_encoder"""
-    controlnet: tuple[Path, ...] = ()
-    """folders of ControlNets and T2I-Adapters"""
-    control_image: tuple[Path, ...] = ()
-    """what they see, a picture for each: edges, poses, depths"""
-    controlnet_scale: tuple[float, ...] = (1.0,)
-    """how much that counts, one number for all or one for each"""
-    lora: tuple[str, ...] = ()
-    """LoRA files, each FILE or FILE:SCALE"""
-    embedding: tuple[Path, ...] = ()
-    """files of learned words (textual inversion); FILE is <FILE> in prompts, unless it names one"""
-    emphasis: bool = True
-    """whether parentheses in prompts give weights"""
-    variant: str | None = None
-    """which copy of the weights, such as fp16"""
-    single_file: Path | None = None
-    """the weights in one file of the layout of the first releases, in the place of the folder's"""
-    tile: int | None = None
-    """for large pictures: side of the tiles in which they are decoded, such as 512"""
-    safety_model: Path | None = None
-    """folder of a safety checker; pictures that it finds unsafe become black"""
-    watermark: str | None = None
-    """a short text, put into the pictures so that it is not seen; watermark.py reads it"""
-    export: Path | None = None
-    """FILE.npz: write the sampler, for --batch-size images, in the place of images"""
-    output: Path = Path("images")
-    """folder of the pictures"""
+# what a refiner has from the model
+SHARED = ("vae",)
 
 
 @contextmanager
@@ -137,58 +64,6 @@ def told(what: str) -> Iterator[None]:
         print(f" {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)
 
 
-def merge_line(args: Args) -> Args:
-    """The settings of a prompt's line in their places; only the aspect ratio is left for later."""
-    line = parse_prompt_line(args.prompt)
-    changes: dict[str, Any] = {"prompt": line.prompt}
-    if line.seed is not None:
-        changes["seed"] = line.seed
-    if line.negative is not None:
-        changes["negative_prompt"] = line.negative
-    if line.image_weight is not None and args.image_prompt is not None:
-        changes["image_scale"] = line.image_weight
-    elif line.image_weight is not None:
-        changes["strength"] = 1.0 - line.image_weight
-    if line.chaos is not None:
-        changes["chaos"] = line.chaos
-    if line.stylize is not None:
-        changes["guidance_scale"] = 1.0 + (args.guidance_scale - 1.0) * line.stylize / 100.0
-    return dataclasses.replace(args, **changes)
-
-
-def check_args(args: Args) -> None:
-    """Refuse before any work what cannot be done."""
-    for name in ("num_steps", "num_images", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least 1")
-    for name in ("image", "mask", "ip_adapter", "image_prompt", "single_file"):
-        path = getattr(args, name)
-        if path is not None and not path.is_file():
-            raise FileNotFoundError(f"--{name.replace('_', '-')} {path} is not a file")
-    pairs = ("mask", "image"), ("image_prompt", "ip_adapter"), ("ip_adapter", "image_prompt")
-    for name, needed in (*pairs, ("controlnet", "control_image")):
-        if getattr(args, name) and not getattr(args, needed):
-            raise ValueError(f"--{name.replace('_', '-')} needs --{needed.replace('_', '-')}")
-    for path in args.control_image:
-        if not path.is_file():
-            raise FileNotFoundError(f"--control-image {path} is not a file")
-    if len(args.controlnet_scale) not in (1, len(args.control_image)):
-        given = f"{len(args.controlnet_scale)} numbers for {len(args.control_image)} pictures"
-        raise ValueError(f"--controlnet-scale has {given}")
-    if args.control_image and args.ip_adapter is not None:
-        raise ValueError("--control-image does not go with --ip-adapter")
-    if not 0.0 <= args.chaos <= 100.0:
-        raise ValueError(f"--chaos is {args.chaos}; it must be in [0, 100]")
-    if args.watermark is not None and args.export is not None:
-        raise ValueError("--watermark does not go with --export")
-    if args.export is not None:
-        prepare_output(args.export, ".npz")
-        require_flatbuffers()
-    args.output.mkdir(parents=True, exist_ok=True)
-    if not os.access(args.output, os.W_OK):
-        raise PermissionError(f"--output {args.output} cannot be written")
-
-
 def image_size(args: Args, ratio: float | None, system: System) -> tuple[int, int]:
     """Height and width of the images."""
     if ratio is not None and args.height is None and args.width is None:
@@ -198,13 +73,14 @@ def image_size(args: Args, ratio: float | None, system: System) -> tuple[int, in
     return height, width
 
 
+def load_options(args: Args) -> dict[str, Any]:
+    """How the networks are loaded."""
+    return {"dtype": args.dtype, "param_dtype": args.dtype, "mesh": make_mesh()}
+
+
 def load_parts(args: Args, folder: Path) -> Components:
     """The parts of the model, with learned words and the LoRA files in them."""
-    options: dict[str, Any] = {
-        "dtype": args.dtype,
-        "param_dtype": args.dtype,
-        "mesh": make_mesh(),
-    }
+    options = load_options(args)
     parts = load_components(folder, variant=args.variant, single_file=args.single_file, **options)
     if args.tile is not None:
         parts = pipelines.with_tiles(parts, args.tile)
@@ -225,6 +101,21 @@ def load_parts(args: Args, folder: Path) -> Components:
     if args.ip_adapter is None:
         return parts
     return load_ip_adapter(args.ip_adapter, parts, scale=args.image_scale)
+
+
+def load_refiner(args: Args, parts: Components) -> Components:
+    """The parts of the refiner; its latents are those of the model's own autoencoder."""
+    folder = find_folder(args.refiner or "")
+    _, names, _ = read_model_index(folder)
+    models = parts.models
+    if not {"unet", "vae"} <= models.keys() or not {"unet", "vae"} <= names.keys():
+        raise ValueError(f"--refiner {folder}: it and the model need a UNet of latents (unet, vae)")
+    only = [name for name in names if name not in (*NOT_NEEDED, *SHARED)]
+    found = load_components(folder, variant=args.variant, only=only, **load_options(args))
+    here, there = (each["unet"].config.in_channels for each in (models, found.models))
+    if here != there:
+        raise ValueError(f"--refiner {folder} takes {there} channels, and the model {here}")
+    return found._replace(models={**found.models, **{name: models[name] for name in SHARED}})
 
 
 def choose_scheduler(args: Args, folder: Path, parts: Components) -> Scheduler:
@@ -263,6 +154,42 @@ def make_conditions(args: Args, system: System, size: tuple[int, int], count: in
     return system.prepare([args.prompt] * count, negative, emphasis=args.emphasis, **sizes)
 
 
+def tell(
+    args: Args,
+    folder: Path,
+    parts: Components,
+    refiner: Components | None,
+    system: System,
+    *,
+    size: tuple[int, int],
+    count: int,
+) -> tuple[System, dict[str, Any], list]:
+    """The system with all that joins it, their params, and what they are told for `count` images.
+
+    Args:
+      folder, parts: of the model.
+      refiner: the parts of one that goes on where the model stops.
+      system: of the parts.
+    """
+    conditions = make_conditions(args, system, size, count)
+    if args.image_prompt is not None:
+        system = image_prompted(system, parts)
+        seen = seen_in(args.image_prompt, args.image_encoder or folder / "image_encoder")
+        conditions = with_image_prompt(conditions, jnp.tile(seen, (count, 1)))
+    if args.control_image:
+        shape: dict[str, Any] = {"count": count, "size": size}
+        given = args.control_image, args.controlnet_scale
+        system, conditions = steer(system, parts, conditions, *given, **shape)
+    if refiner is None:
+        return system, parts.params, conditions
+    here, there = (each.schedulers["scheduler"] for each in (parts, refiner))
+    second = pipelines.make_system(refiner)
+    system = refined(system, second, until=handover(here, there, args.refiner_start))
+    conditions = with_refiner(conditions, make_conditions(args, second, size, count))
+    own = {name: each for name, each in refiner.params.items() if name not in SHARED}
+    return system, {**parts.params, REFINER: own}, conditions
+
+
 def is_distilled(system: System, sizes: dict[str, Any]) -> bool:
     """Whether the network is told the guidance scale, and needs no second estimate."""
     return "guidance" in system.prepare([""], **sizes)[0]
@@ -293,13 +220,6 @@ def make_canvas(args: Args, parts: Components, system: System, size: tuple[int, 
     # networks for holes see the mask and the rest of the picture beside the latents
     told_hole = takes == 2 * latents + 1
     return Canvas(size, image, mask, told_hole, from_noise=strength(args) == 1.0)
-
-
-def strength(args: Args) -> float:
-    """How much of the picture to start from is made anew."""
-    if args.strength is not None:
-        return args.strength
-    return 1.0 if args.mask is not None else 0.6
 
 
 def save_picture(path: Path, image: np.ndarray, settings: dict[str, Any]) -> None:
@@ -345,6 +265,7 @@ def main() -> None:
     folder = find_folder(args.model)
     with told("loading"):
         parts = load_parts(args, folder)
+        refiner = None if args.refiner is None else load_refiner(args, parts)
     system = pipelines.make_system(parts)
     size = image_size(args, ratio, system)
     if args.watermark is not None:
@@ -360,18 +281,10 @@ def main() -> None:
     place, everywhere = (
         partial(jax.device_put, device=where) for where in (batch_sharding(mesh), replicated(mesh))
     )
-    conditions = make_conditions(args, system, size, count)
-    if args.image_prompt is not None:
-        system = image_prompted(system, parts)
-        seen = seen_in(args.image_prompt, args.image_encoder or folder / "image_encoder")
-        conditions = with_image_prompt(conditions, jnp.tile(seen, (count, 1)))
-    if args.control_image:
-        shape: dict[str, Any] = {"count": count, "size": size}
-        given = args.control_image, args.controlnet_scale
-        system, conditions = steer(system, parts, conditions, *given, **shape)
-    conditions = place(conditions)
+    told_for: dict[str, Any] = {"size": size, "count": count}
+    system, params, conditions = tell(args, folder, parts, refiner, system, **told_for)
+    params, conditions = everywhere(params), place(conditions)
     plan = plan._replace(levels=everywhere(plan.levels))
-    params = everywhere(parts.params)
     keys = lambda first: place(sample_keys(jax.random.key(args.seed), first + np.arange(count)))
     # no sample has this number
     common = sample_keys(jax.random.key(args.seed), jnp.array([-1]))

@@ -33,13 +33,24 @@ EDITORS = {
 }
 
 
+# text encoders, and sizes that the UNet is told
+KINDS = {
+    "StableDiffusionPipeline": (("",), 0),
+    "StableDiffusionXLPipeline": (("", "_2"), 6),
+    "StableDiffusionXLImg2ImgPipeline": (("_2",), 5),  # the refiner
+}
+
+
 def save_stable_diffusion(
-    folder: Path, *, xl: bool = False, prediction: str = "epsilon", **changes: Any
-) -> Path:
-    """Write a tiny Stable Diffusion, or SDXL, into a new folder, with changes of its UNet."""
-    encoders = ("", "_2") if xl else ("",)
-    added = {"added": "text_time", "added_features": FEATURES + 6 * 4, "time_id_features": 4}
-    context = ContextConfig(features=FEATURES * len(encoders), num_heads=2, **(added if xl else {}))
+    folder: Path, *, kind: str = "StableDiffusionPipeline", prediction: str = "epsilon",
+    **changes: Any,
+) -> Path:  # fmt: skip
+    """Write a tiny Stable Diffusion of some kind into a new folder, with changes of its UNet."""
+    encoders, sizes = KINDS[kind]
+    added = {"added": "text_time", "added_features": FEATURES + sizes * 4, "time_id_features": 4}
+    context = ContextConfig(
+        features=FEATURES * len(encoders), num_heads=2, **(added if sizes else {})
+    )
     network = sd1_unet(
         sample_size=SIDE // 2, block_out_channels=(8,), layers_per_block=1, num_groups=4,
         attention=("transformer",), up_attention=("transformer",), context=context,
@@ -63,7 +74,7 @@ def save_stable_diffusion(
     for number, (name, (config, made)) in enumerate(parts.items()):
         save_model(folder / name, config, draw_params(made, number))
     _write(folder / "scheduler" / "scheduler_config.json", scheduler)
-    _write(folder / "model_index.json", _index(parts, xl))
+    _write(folder / "model_index.json", _index(parts, kind))
     return folder
 
 
@@ -119,12 +130,13 @@ def _text_config(projected: bool) -> CLIPTextConfig:
     )  # fmt: skip
 
 
-def _index(parts: dict, xl: bool) -> dict:
+def _index(parts: dict, kind: str) -> dict:
     encoders = [name for name in parts if name.startswith("text_encoder")]
     tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders]
     projected = {"text_encoder_2": "CLIPTextModelWithProjection"}
+    first = kind == "StableDiffusionPipeline"
     return {
-        "_class_name": "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline",
+        "_class_name": kind,
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", "DDIMScheduler"],
@@ -132,7 +144,8 @@ def _index(parts: dict, xl: bool) -> dict:
         **{name: ["transformers", "CLIPTokenizer"] for name in tokenizers},
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
-        **({} if xl else {"safety_checker": [None, None], "requires_safety_checker": False}),
+        **({"requires_aesthetics_score": True} if KINDS[kind][1] == 5 else {}),
+        **({"safety_checker": [None, None], "requires_safety_checker": False} if first else {}),
     }
 
 

@@ -9,6 +9,7 @@ from diffjax.pipelines.pictures import (
     with_small,
 )
 from diffjax.pipelines.plan import Plan, make_plan
+from diffjax.pipelines.refiner import handover, refined, with_refiner
 from diffjax.pipelines.registry import SYSTEMS, make_system
 from diffjax.pipelines.system import Inputs, System, with_tiles
 from diffjax.pipelines.tasks import (
@@ -36,11 +37,13 @@ __all__ = [
     "denoiser",
     "encode",
     "enlarged",
+    "handover",
     "img2img",
     "inpaint",
     "make_plan",
     "make_system",
     "perturbed_attention",
+    "refined",
     "start_noise",
     "steered",
     "txt2img",
@@ -50,6 +53,7 @@ __all__ = [
     "with_embedding",
     "with_hole",
     "with_original",
+    "with_refiner",
     "with_small",
     "with_tiles",
     "without_attention_maps",

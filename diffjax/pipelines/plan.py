@@ -59,7 +59,7 @@ def make_plan(
     first = length - (len(tail(levels, strength).t) - 1)
     last = length
     if part != (0.0, 1.0):
-        begin, last = _cut(np.asarray(levels.t), part, _clock_range(scheduler))
+        begin, last = _cut(np.asarray(levels.t), part, scheduler)
         first = max(first, begin)
     if first >= last:
         raise ValueError(f"no step of {length} is left by strength {strength} and part {part}")
@@ -69,17 +69,22 @@ def make_plan(
     return Plan(solver, chosen, scheduler.initial_scale(levels))
 
 
-def _cut(times: np.ndarray, part: tuple[float, float], total: float) -> tuple[int, int]:
+def time_at(scheduler: Scheduler, share: float) -> float:
+    """The network's time behind a share of the way from noise (0) to data (1).
+
+    Raises:
+      ValueError: the scheduler counts no time steps.
+    """
+    total = scheduler.config.get("num_train_timesteps")
+    if total is None:
+        raise ValueError(f"{scheduler.name} counts no time steps that a part could be taken of")
+    return round(total - share * total)
+
+
+def _cut(times: np.ndarray, part: tuple[float, float], scheduler: Scheduler) -> tuple[int, int]:
     """How many steps start before each end of a part of the time."""
     start, stop = part
     if not 0.0 <= start < stop <= 1.0:
         raise ValueError(f"part is {part}; needed is 0 <= start < stop <= 1")
-    before = lambda share: int((times[:-1] >= round(total - share * total)).sum())
+    before = lambda share: int((times[:-1] >= time_at(scheduler, share)).sum())
     return before(start), len(times) - 1 if stop == 1.0 else before(stop)
-
-
-def _clock_range(scheduler: Scheduler) -> float:
-    total = scheduler.config.get("num_train_timesteps")
-    if total is None:
-        raise ValueError(f"{scheduler.name} counts no time steps that a part could be taken of")
-    return total

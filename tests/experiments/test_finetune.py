@@ -51,7 +51,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def xl_model(tmp_path_factory):
-    return tiny_systems.save_stable_diffusion(tmp_path_factory.mktemp("xl"), xl=True)
+    folder = tmp_path_factory.mktemp("xl")
+    return tiny_systems.save_stable_diffusion(folder, kind="StableDiffusionXLPipeline")
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,23 @@ import os
 import subprocess
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny_systems
 from PIL import Image
 from tiny_systems import SIDE
 
+import diffjax as dj
 import export_sampler
 import text_to_image
 import watermark
+from diffjax.core.keys import sample_keys
+from diffjax.pipelines import make_plan, make_system, start_noise, walk
+from diffjax.pretrained import load_components
 from prompt_line import fit_size, parse_prompt_line
 
 MODEL = Path(__file__).parents[1] / "references" / "pipelines" / "pixart_alpha" / "pipeline"
@@ -124,6 +130,44 @@ def test_pictures_steer_through_controlnets_and_adapters(monkeypatch, tmp_path):
         assert np.abs(one.astype(int) - other).max() > 1
 
 
+@pytest.mark.slow
+def test_a_refiner_goes_on_where_the_model_stops(monkeypatch, tmp_path):
+    model, refiner = (
+        tiny_systems.save_stable_diffusion(tmp_path / kind, kind=kind)
+        for kind in ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
+    )
+    words = ["--model", str(model), "--prompt", "a cat", "--num-steps", "5", "--guidance-scale"]
+    words += ["3", "--refiner", str(refiner), "--refiner-start"]
+    run = lambda share: make(monkeypatch, tmp_path / share, *words, share)["000000_0000.png"][0]
+
+    def by_hand(share):
+        x = jax.random.key(0)
+        for folder, part in ((model, (0.0, share)), (refiner, (share, 1.0))):
+            parts = load_components(folder)
+            system, plan = (
+                make_system(parts),
+                make_plan(parts.schedulers["scheduler"], 5, part=part),
+            )
+            told = system.prepare(["a cat"], [None], height=SIDE, width=SIDE)
+            keys = sample_keys(jax.random.key(0), np.arange(1))
+            x = start_noise(system, keys, SIDE, SIDE) if folder == model else x
+            guidance = partial(dj.classifier_free, guidance_scale=3.0)
+            options = {"solver": plan.solver, "levels": plan.levels, "guidance": guidance}
+            x = walk(system, parts.params, keys, told, x, **options)
+        # the autoencoder is the model's
+        return pixels_of(load_components(model), x)
+
+    early, late = run("0.3"), run("0.7")
+    np.testing.assert_allclose(early.astype(int), by_hand(0.3), atol=1)
+    np.testing.assert_allclose(late.astype(int), by_hand(0.7), atol=1)
+    assert np.abs(early.astype(int) - late).max() > 5
+
+
+def pixels_of(parts, latents):
+    image = make_system(parts).decode(parts.params, latents)[0]
+    return np.round(np.clip(np.asarray(image) * 127.5 + 127.5, 0, 255)).astype(int)
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -138,6 +182,9 @@ def test_pictures_steer_through_controlnets_and_adapters(monkeypatch, tmp_path):
         (["--control-image", PICTURE], "has no UNet; ControlNets"),
         (["--controlnet", "none", "--control-image", PICTURE], "none/config.json is missing"),
         (["--single-file", __file__], "not a readable safetensors file"),
+        (["--refiner", "none"], "none is not a folder"),
+        (["--refiner-start", "1"], "--refiner-start is 1.0; it must be in (0, 1)"),
+        (["--refiner", str(MODEL)], "it and the model need a UNet of latents"),
         (["--watermark", "made here"], "a picture of 16 x 16 has room for a watermark of 0 bytes"),
         (["--export", "sampler.zip"], "expected FILE.npz"),
         (["--num-steps", "0"], "--num-steps is 0"),
