@@ -6,10 +6,12 @@ from flax import nnx
 from jax import Array
 
 from diffjax.networks import operations
+from diffjax.networks.attention import Attention
 from diffjax.networks.initialization import parameter, standard_normal
 from diffjax.networks.layers import Conv, Linear, TimeEmbedding, sinusoidal_features
 from diffjax.networks.normalization import LayerNorm
-from diffjax.networks.unet_context import HINT_CHANNELS, ContextConfig
+from diffjax.networks.transformer import FeedForward, TransformerBlock
+from diffjax.networks.unet_context import HINT_CHANNELS, ContextConfig, at_level
 
 EPS = 1e-5
 
@@ -132,6 +134,18 @@ def context_projection(config: ContextConfig, rngs: nnx.Rngs) -> nnx.Module | No
     if config.projection == "text_image":
         return ImageTokens(features, features, count=10, text=given, rngs=rngs)
     return None
+
+
+def token_refiner(config: ContextConfig, rngs: nnx.Rngs) -> nnx.List:
+    """The blocks that the tokens pass before the network attends to them."""
+    width, heads = config.width, at_level(config.num_heads, 0)
+
+    def block() -> TransformerBlock:
+        attention = Attention(width, head_dim=width // heads, rngs=rngs)
+        network = FeedForward(width, 4 * width, act="gelu", rngs=rngs)
+        return TransformerBlock(lambda: LayerNorm(width, eps=EPS), attention, network)
+
+    return nnx.List([block() for _ in range(config.refiner_depth)])
 
 
 def added_embedding(config: ContextConfig, features: int, rngs: nnx.Rngs) -> nnx.Module | None:

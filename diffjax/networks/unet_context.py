@@ -38,6 +38,10 @@ class ContextConfig:
       projection: how the tokens are made: None as they are given, "text" by a linear layer, "image"
         from an embedding of an image, "text_image" from both.
       projected_features: of what is projected.
+      refiner_depth: blocks of a transformer that the tokens pass first, all of them seeing each
+        other; it is trained with the network, and tells it which words belong together where the
+        tokens come from an encoder that does not (the token refiner of HunyuanVideo,
+        arXiv:2412.03603, section 4.2).
       added: what joins the time's embedding: the tokens of the "text", pooled; an embedding of an
         "image", of "text_image" both, or of an image with a hint ("image_hint", a picture 8 times
         as large that joins the input as 4 channels); "text_time" an embedding of the text and
@@ -60,6 +64,7 @@ class ContextConfig:
     norm: str | None = None
     projection: str | None = None
     projected_features: int | None = None
+    refiner_depth: int = 0
     added: str | None = None
     added_features: int | None = None
     added_heads: int = 64
@@ -84,10 +89,12 @@ class ContextConfig:
                     f"context.{name} is None; projection {self.projection!r} and added "
                     f"{self.added!r} need a number"
                 )
-        if isinstance(self.features, tuple) and (self.projection or self.added == "text"):
+        if isinstance(self.features, tuple) and (
+            self.projection or self.refiner_depth or self.added == "text"
+        ):
             raise ValueError(
-                f"context.features is {self.features}; tokens that are projected or pooled have "
-                "the same for all levels"
+                f"context.features is {self.features}; tokens that are projected, refined or "
+                "pooled have the same for all levels"
             )
 
     @property

@@ -21,6 +21,7 @@ from diffjax.networks.unet_conditioning import (
     added_embedding,
     context_projection,
     text_and_numbers,
+    token_refiner,
 )
 from diffjax.networks.unet_config import INSIDE, UNetConfig
 from diffjax.networks.unet_frames import TemporalTransformer
@@ -76,6 +77,7 @@ class Encoder(nnx.Module):
             kind = TimeEmbedding if config.class_embedding == "projection" else Linear
             self.class_embedding = kind(config.class_features, features, rngs=rngs)
         self.encoder_hid_proj = None if context is None else context_projection(context, rngs)
+        self.token_refiner = nnx.List([]) if context is None else token_refiner(context, rngs)
         self.add_embedding = None if context is None else added_embedding(context, features, rngs)
 
     def encode(
@@ -141,7 +143,10 @@ class Encoder(nnx.Module):
             inputs = [] if image is None or context.projection == "text" else [image.astype(dtype)]
             tokens = project(*inputs, *([] if tokens is None else [tokens]))
         mask = given.get("context_mask")
-        return x, Told(tokens, None if mask is None else padding_bias(mask, HIDDEN))
+        bias = None if mask is None else padding_bias(mask, HIDDEN)
+        for block in self.token_refiner if tokens is not None else ():
+            tokens = block(tokens, bias=bias)
+        return x, Told(tokens, bias)
 
     def embed(
         self,

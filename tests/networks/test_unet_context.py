@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from diffjax.networks import UNetConfig, count_parameters, functional, unet
 from diffjax.networks.controlnet import ControlNetConfig, controlnet, sd1_controlnet
 from diffjax.networks.t2i_adapter import T2IAdapterConfig, t2i_adapter
 from diffjax.networks.unet_attention import SpatialTransformer
+from diffjax.networks.unet_conditioning import token_refiner
 from diffjax.networks.unet_context import ContextConfig
 from diffjax.networks.unet_frames import TemporalTransformer
 from diffjax.networks.unet_latent_presets import sd1_unet, sdxl_unet
@@ -31,9 +33,10 @@ TOKENS = jax.random.normal(jax.random.key(2), (2, 5, 6))
 FEATURES = jnp.zeros((2, 4, 4, 4)), jnp.zeros((2, 2, 2, 4))
 
 
-@pytest.fixture(scope="module")
-def tiny():
-    init, apply = unet(TINY)
+@pytest.fixture(scope="module", params=[0, 1])
+def tiny(request):
+    context = dataclasses.replace(TINY.context, refiner_depth=request.param)
+    init, apply = unet(dataclasses.replace(TINY, context=context))
     params, apply = init(jax.random.key(0)), jax.jit(apply)
     mask = jnp.ones((2, 5)).at[0, 3:].set(0.0)
     return lambda context=TOKENS, features=FEATURES: apply(
@@ -49,6 +52,13 @@ def test_hidden_tokens_are_not_seen_and_others_are(tiny):
 
 def test_tokens_have_no_order(tiny):
     np.testing.assert_allclose(tiny(TOKENS[:, ::-1])[1], tiny()[1], atol=1e-5)
+
+
+def test_refined_tokens_tell_of_each_other():
+    config = ContextConfig(features=6, num_heads=2, refiner_depth=1)
+    init, apply = functional(lambda rngs: nnx.Sequential(*token_refiner(config, rngs)))
+    moved = lambda tokens: apply(init(jax.random.key(0)), tokens)[:, 0]
+    assert not np.allclose(moved(TOKENS.at[:, 4].multiply(-1.0)), moved(TOKENS), atol=1e-3)
 
 
 @pytest.mark.parametrize("level", [0, 1])
