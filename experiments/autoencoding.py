@@ -6,7 +6,6 @@ The discriminator is trained beside the autoencoder and thrown away with the run
 """
 
 import dataclasses
-import importlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from choices import load_function
 from config import AutoencodingConfig
 from diffjax import data
 from diffjax.core.latents import Posterior
@@ -30,7 +30,7 @@ from diffjax.networks.patch_discriminator import patch_discriminator
 from diffjax.networks.vq import VQConfig
 from diffjax.pretrained import Model, load_model, save_model
 from diffjax.training import batch_sharding, make_mesh, replicated
-from diffjax.training.autoencoder import Discriminator, Features, autoencoder_loss, psnr
+from diffjax.training.autoencoder import Discriminator, autoencoder_loss, psnr
 
 FOLDER = "autoencoder"
 MEASURED = 4096  # images at most by which latents are brought to variance 1
@@ -71,7 +71,7 @@ def autoencoder_losses(config: AutoencodingConfig) -> dict[int, Loss]:
     parts: dict[str, Any] = {
         "error": config.error,
         "kl_weight": config.kl_weight,
-        "features": None if config.features is None else load_features(config.features),
+        "features": None if config.features is None else load_function("features", config.features),
         "perceptual_weight": config.perceptual_weight,
     }
     make = lambda **more: autoencoder_loss(autoencoder.encode, autoencoder.decode, **parts, **more)
@@ -80,21 +80,6 @@ def autoencoder_losses(config: AutoencodingConfig) -> dict[int, Loss]:
     apply = patch_discriminator(config.discriminator).apply
     critic = Discriminator(apply, config.discriminator_weight)
     return {0: make(), config.discriminator_start: make(discriminator=critic)}
-
-
-def load_features(name: str) -> Features:
-    """A function of the user's, MODULE:FUNCTION, from images to layers of features.
-
-    Raises:
-      ValueError: there is no such module or function.
-    """
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"features is {name!r}; expected MODULE:FUNCTION that Python can import ({error})."
-        ) from None
 
 
 def save_autoencoder(

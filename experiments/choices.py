@@ -2,12 +2,14 @@
 
     cosine                                    a row of diffjax's tables, as it stands
     edm_sigmas(sigma_min=0.002, rho=7)        the same with other arguments
+    my_losses:symmetric                       a function of the user's, from a module
 
 So a configuration is text, and a new row of a table needs no new setting.
 """
 
 import ast
 import difflib
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -109,3 +111,18 @@ def build(what: str, text: str, table: Mapping[str, Callable[..., Any]], **offer
             raise ValueError(f"{what} {name} has no argument {key!r}.{hint}")
     wanted = {key: value for key, value in offered.items() if key in accepted}
     return function(**{**wanted, **given})
+
+
+def load_function(what: str, name: str) -> Callable[..., Any]:
+    """A function of the user's, MODULE:FUNCTION.
+
+    Raises:
+      ValueError: there is no such module or function.
+    """
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{what} is {name!r}; expected MODULE:FUNCTION that Python can import ({error})."
+        ) from None

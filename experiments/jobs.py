@@ -1,7 +1,7 @@
 """What scripts that start from pictures work on: a trained run, pictures, and what it is told."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 import diffjax as dj
+from compositions import read_composition
 from config import Config
 from diffjax.core.conditioning import Condition
 from diffjax.core.schedules import Schedule
@@ -44,11 +45,11 @@ class Common(Steering):
     num_images: int = 10
     """how many of them"""
     labels: str = "same"
-    """classes to make, such as 3 or 0,1,2 (taken in turn); same for those of the input, none for
-    none"""
+    """classes to make, such as 3, 0,1,2 (taken in turn) or "3 AND 8:0.5" (both at once); same for
+    those of the input, none for none"""
     prompt: str | None = None
-    """what to make, for a run with captions; by default the captions of the input, or nothing where
-    it has none"""
+    """what to make, for a run with captions, several things as "ONE AND ANOTHER:WEIGHT"; by default
+    the captions of the input, or nothing where it has none"""
     num_steps: int = 50
     """steps of the grid from noise to image"""
     seed: int = 0
@@ -58,7 +59,10 @@ class Common(Steering):
 
 
 class Told(NamedTuple):
-    """What the network is told of images: labels [N], the rows of their texts, or nothing."""
+    """What the network is told of images: labels [N], the rows of their texts, or nothing.
+
+    A composition is told by rows of several.
+    """
 
     labels: Array | None = None
     texts: dict[str, Array] | None = None
@@ -137,7 +141,8 @@ def read_job(args: Common, *, given: Callable[[Shape], Shape] | None = None) -> 
     mesh = make_mesh()
     run = load_run(args.workdir, mesh, step=args.checkpoint, ema=args.ema)
     settings = {"solver": "ddim", "num_steps": args.num_steps, "spacing": "trailing"}
-    options = steering_options(args, run.config, **settings)
+    weights = read_composition(args.labels if args.prompt is None else args.prompt).weights
+    options = steering_options(args, run.config, weights=weights, **settings)
     schedule = make_schedule(run.config.diffusion, run.params)
     levels = make_levels(options, schedule)
     dj.parameterizations.check_level(make_parameterization(run.config.diffusion), levels)
@@ -145,7 +150,7 @@ def read_job(args: Common, *, given: Callable[[Shape], Shape] | None = None) -> 
     pictures = read_pictures(args, run.config, (own,) if given is None else (own, given(own)))
     source, wanted, text = read_told(args, run.config, pictures)
     classifier, guides = load_guides(args, run, options, mesh)
-    unguided = replace(options, guidance="classifier_free", guidance_scale=1.0)
+    unguided = SampleOptions(clip=options.clip)
     guided = sampling_denoiser(run.config, run.network, options, text, classifier)
     plain = sampling_denoiser(run.config, run.network, unguided)
 
@@ -227,10 +232,15 @@ def read_told(
     encode, count = load_text(args.workdir), len(pictures.images)
     empty = [""] * count
     own = empty if pictures.captions is None else pictures.captions
-    wanted = empty if args.labels == "none" else own
+    rows = encode(empty if args.labels == "none" else own)
     if args.prompt is not None:
-        wanted = [args.prompt] * count
-    source, told = (Told(None, jax.tree.map(jnp.asarray, encode(rows))) for rows in (own, wanted))
+        parts, weights = read_composition(args.prompt)
+        shape = (count,) if weights is None else (count, len(parts))
+        rows = {
+            name: np.broadcast_to(array, (*shape, *array.shape[1:]))
+            for name, array in encode(parts).items()
+        }
+    source, told = (Told(None, jax.tree.map(jnp.asarray, each)) for each in (encode(own), rows))
     return source, told, text_condition(encode, text=args.negative_prompt or "")
 
 
@@ -253,9 +263,12 @@ def read_labels(args: Common, config: Config, pictures: Pictures) -> tuple[Told,
     elif args.labels == "none":
         wanted = null
     else:
-        chosen = parse_labels(args.labels, network.num_classes)
-        wanted = np.resize(np.asarray(chosen), count)
-    source = wanted if source is None else source
+        chosen = np.asarray(parse_labels(args.labels, network.num_classes))
+        wanted = np.resize(chosen, (count, *chosen.shape[1:]))
+    if source is None:
+        # not known: as they are to be, unless that is a composition
+        composed = wanted is not None and wanted.ndim > 1
+        source = null if composed else wanted
     if source is None or wanted is None:
         raise ValueError(
             f"--labels is {args.labels!r}, but the input has no labels, or this run knows no "

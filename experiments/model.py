@@ -22,11 +22,13 @@ from choices import (
     SPACINGS,
     build,
     choose,
+    load_function,
     read_choice,
 )
+from compositions import with_and_without, with_condition
 from config import Config, DiffusionConfig
 from diffjax import schedules
-from diffjax.core.conditioning import Condition, told_nothing
+from diffjax.core.conditioning import Condition
 from diffjax.core.learned_schedule import LearnedLogsnr
 from diffjax.core.levels import ratio_of
 from diffjax.core.likelihood import cleanest_level, noisiest_level
@@ -74,7 +76,11 @@ class SampleOptions:
       guidance: a name of `guidances.GUIDANCES`, with arguments if need be.
       guidance_scale: 1 is off.
       guidance_interval: where to guide, low < sigma / alpha <= high; None for everywhere.
+      weights: of the conditions that are composed, see `compositions`; None for a single one.
       classifier_scale: of the guidance by a classifier, if there is one.
+      loss: MODULE:FUNCTION, a loss on x0 to guide by; None for none.
+      loss_strength: of its gradient through the network; 0 is off.
+      loss_step_size: of ten steps down the loss from each estimate itself; 0 is off.
       clip: clip the estimates of x0 to [-1, 1].
       spacing: of the levels, a name of `diffjax.grids.SPACINGS` or of `choices.RATIOS`.
       times: the time grid itself, noise first, in the place of num_steps and spacing.
@@ -86,13 +92,17 @@ class SampleOptions:
     guidance: str = "classifier_free"
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] | None = None
+    weights: tuple[float, ...] | None = None
     classifier_scale: float = 1.0
+    loss: str | None = None
+    loss_strength: float = 1.0
+    loss_step_size: float = 0.0
     clip: bool = True
     spacing: str = "trailing"
     times: tuple[float, ...] | None = None
 
     def __post_init__(self):
-        for name in ("guidance_scale", "classifier_scale"):
+        for name in ("guidance_scale", "classifier_scale", "loss_strength", "loss_step_size"):
             if not np.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be finite.")
         low, high = self.guidance_interval or (0.0, 1.0)
@@ -223,7 +233,8 @@ def sampling_denoiser(
     """`denoiser(params, labels, texts=None, guides=Guides())`, guided as the options say.
 
     For a guidance that is the solver's it makes both estimates instead. Call it inside the jitted
-    function, so that params are not compiled in as constants.
+    function, so that params are not compiled in as constants. Where conditions are composed, labels
+    or texts have an axis for them behind that of the batch.
 
     Args:
       config: of the run.
@@ -236,22 +247,24 @@ def sampling_denoiser(
     read_map = attention_reader(config)
     other = other_network(config, network, None if guidance is None else guidance.weaker)
     nulls = [Condition({"labels": config.network.num_classes or 0})] if text is None else [text]
+    loss = None if options.loss is None else load_function("--loss", options.loss)
     clip = dj.clip_denoised if options.clip else lambda denoise: denoise
+
+    def told(network, params, conditioning, how=with_condition) -> Any:
+        return how(partial(plain, network, params), conditioning, nulls, options.weights)
 
     def lean(params, conditioning, guides, guidance: Guidance) -> Any:
         combine = partial(guidance.combine, guidance_scale=options.guidance_scale)
-        better = plain(network, params, **conditioning)
+        better = told(network, params, conditioning)
         if guidance.weaker == "unconditional":
-            both = dj.in_one_call(
-                partial(plain, network, params), conditioning, told_nothing(conditioning, nulls)
-            )
+            both = told(network, params, conditioning, with_and_without)
             if guidance.solver is not None:
                 return clip_all(both) if options.clip else both
             guided = dj.guide(both, combine)
         else:
             weights = params if guides.weaker is None else guides.weaker
-            build = read_map if guidance.weaker == "attention_map" else plain
-            guided = combine(better, build(other, weights, **conditioning))
+            build = read_map if guidance.weaker == "attention_map" else told
+            guided = combine(better, build(other, weights, conditioning))
         if options.guidance_interval is None:
             return guided
         low, high = options.guidance_interval
@@ -260,7 +273,7 @@ def sampling_denoiser(
     def denoiser(params, labels, texts=None, guides=NO_GUIDES) -> Any:
         conditioning = {**(texts or {}), **({} if labels is None else {"labels": labels})}
         if guidance is None:
-            denoise = plain(network, params, **conditioning)
+            denoise = told(network, params, conditioning)
         else:
             denoise = lean(params, conditioning, guides, guidance)
         if guidance is not None and guidance.solver is not None:
@@ -271,6 +284,9 @@ def sampling_denoiser(
             )
             scale = options.classifier_scale
             denoise = dj.classifier_guidance(denoise, log_prob, guidance_scale=scale)
+        if loss is not None:
+            denoise = dj.forward_guidance(denoise, loss, strength=options.loss_strength)
+            denoise = dj.backward_guidance(denoise, loss, step_size=options.loss_step_size)
         return clip(denoise)
 
     return denoiser
@@ -291,10 +307,10 @@ def plain_denoiser(config: Config, options: SampleOptions) -> Callable[..., Any]
 
 
 def attention_reader(config: Config) -> Callable[..., Any]:
-    """`read(network, params, **conditioning)`, the attention map (x, level) -> [B, *coarse]."""
+    """`read(network, params, conditioning)`, the attention map (x, level) -> [B, *coarse]."""
     parameterization = make_parameterization(config.diffusion)
 
-    def read(network: Functional, params, **conditioning) -> Any:
+    def read(network: Functional, params, conditioning) -> Any:
         return lambda x, level: dj.parameterizations.run_network(
             network.apply, params, parameterization, x, level, **conditioning
         )

@@ -19,6 +19,7 @@ from tqdm import tqdm
 import diffjax as dj
 from choices import RATIOS, SPACINGS, listed
 from cli import parse_args, prepare_output, run_script
+from compositions import read_composition
 from config import Config
 from diffjax.core.conditioning import Condition
 from diffjax.solvers import SOLVERS
@@ -47,9 +48,9 @@ class Args(Steering):
     num_samples: int = 100
     """how many images"""
     labels: str = "all"
-    """classes to sample, such as 0,1,2 (taken in turn), or all"""
+    """classes to sample, such as 0,1,2 (taken in turn) or "3 AND 8:0.5" (both at once), or all"""
     prompt: str | None = None
-    """what the images show, for a run with captions"""
+    """what the images show, for a run with captions; "ONE AND ANOTHER:WEIGHT" composes several"""
     solver: Annotated[str | None, listed("solver, by default the run's", SOLVERS)] = None
     num_steps: int | None = None
     """steps; by default as the run's configuration says, or, for another solver than the run's,
@@ -105,7 +106,11 @@ def read_prompts(
     if args.prompt is None:
         raise ValueError('This run draws what it is told: give --prompt, such as "a red circle".')
     encode = load_text(args.workdir)
-    return encode([args.prompt]), text_condition(encode, text=args.negative_prompt or "")
+    parts, weights = read_composition(args.prompt)
+    rows = encode(parts)
+    if weights is not None:
+        rows = {name: array[None] for name, array in rows.items()}
+    return rows, text_condition(encode, text=args.negative_prompt or "")
 
 
 def sample_options(args: Args, config: Config) -> SampleOptions:
@@ -120,6 +125,7 @@ def sample_options(args: Args, config: Config) -> SampleOptions:
         spacing=args.spacing,
         times=parse_times(args.times),
         eta=args.eta,
+        weights=read_composition(args.labels if args.prompt is None else args.prompt).weights,
     )
 
 
@@ -135,7 +141,8 @@ def generate_all(
 ) -> Iterator[np.ndarray]:
     """Yield uint8 images batch by batch; the last batch is filled up and cut.
 
-    Image i has the label labels[i mod len(labels)], and likewise the row of the texts.
+    Image i has the label labels[i mod len(labels)], and likewise the row of the texts; a row of a
+    composition holds several.
     """
     key = jax.random.key(seed)
     for start in range(0, num_samples, batch_size):

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from choices import listed
+from compositions import read_composition
 from config import Config
 from diffjax.networks import Functional
 from guidances import GUIDANCES, Guides
@@ -38,6 +39,13 @@ class Steering:
     classifier_scale: float = 1.0
     """of the guidance by the classifier: 0 is off; 1 is Bayes' rule for unconditional estimates
     (--guidance-scale 0)"""
+    loss: str | None = None
+    """MODULE:FUNCTION of yours, from images [B, H, W, C] in [-1, 1] to [B], small where they are as
+    wanted, by whose gradient to guide (universal guidance)"""
+    loss_strength: float = 1.0
+    """of the gradient of the loss through the network; 0 is off"""
+    loss_step_size: float = 0.0
+    """of ten steps down the loss from each estimate itself; 0 is off"""
     clip: bool | None = None
     """clip estimates of x0 to the range of the data; by default as the configuration says"""
 
@@ -54,23 +62,33 @@ def steering_options(args: Steering, config: Config, **changes: Any) -> SampleOp
         guidance_scale=args.guidance_scale,
         guidance_interval=args.guidance_interval,
         classifier_scale=args.classifier_scale,
+        loss=args.loss,
+        loss_strength=args.loss_strength,
+        loss_step_size=args.loss_step_size,
         clip=args.clip,
         **changes,
     )
     condition = config.network if config.text is None else config.text
-    guidance = options.read_guidance()
+    guidance, scale = options.read_guidance(), options.guidance_scale
     away = guidance is not None and guidance.weaker == "unconditional"
-    if away and not condition.cond_drop_prob:
+    if (away or options.weights is not None) and not condition.cond_drop_prob:
+        why = "AND composes conditions" if options.weights else f"--guidance-scale is {scale:g}"
         raise ValueError(
-            f"--guidance-scale is {options.guidance_scale:g}, but this run was trained without "
-            "dropping its condition (cond_drop_prob is 0), so it has no unconditional estimate."
+            f"{why}, but this run was trained without dropping its condition (cond_drop_prob is "
+            "0), so it has no unconditional estimate."
         )
     if args.negative_prompt is not None and config.text is None:
         raise ValueError("--negative-prompt is given, but this run was trained without captions.")
     if args.negative_prompt is not None and not away:
         raise ValueError("--negative-prompt needs guidance: set --guidance-scale above 1.")
-    if args.classifier is not None and guidance is not None and guidance.solver is not None:
-        raise ValueError(f"--classifier does not go with --guidance {options.guidance}.")
+    reads_attention = guidance is not None and guidance.weaker == "attention_map"
+    if options.weights is not None and (args.classifier is not None or reads_attention):
+        other = "--classifier" if args.classifier else f"--guidance {options.guidance}"
+        raise ValueError(f"{other} looks at one condition; it does not go with AND.")
+    for flag in ("classifier", "loss"):
+        given = getattr(args, flag) is not None
+        if given and guidance is not None and guidance.solver is not None:
+            raise ValueError(f"--{flag} does not go with --guidance {options.guidance}.")
     return options
 
 
@@ -103,17 +121,23 @@ def load_guides(
 
 
 def parse_labels(text: str, num_classes: int | None) -> np.ndarray | None:
-    """The classes that `--labels` names: [K] int32, or None for a run without classes."""
+    """The classes that `--labels` names, or None for a run without classes.
+
+    They are [K] int32, for images that take them in turn, or [1, K] for a composition.
+    """
     if num_classes is None:
         if text != "all":
             raise ValueError(f"--labels is {text!r}, but this run was trained without labels.")
         return None
     if text == "all":
         return np.arange(num_classes, dtype=np.int32)
+    parts, weights = read_composition(text)
     try:
-        labels = [int(part) for part in text.split(",")]
+        labels = [int(part) for part in (text.split(",") if weights is None else parts)]
     except ValueError:
-        raise ValueError(f"--labels is {text!r}; expected numbers such as 0,1,2 or all.") from None
+        raise ValueError(
+            f'--labels is {text!r}; expected numbers such as 0,1,2 or "3 AND 8", or all.'
+        ) from None
     if min(labels) < 0 or max(labels) >= num_classes:
         raise ValueError(f"--labels is {text}; the classes of this run are 0 to {num_classes - 1}.")
-    return np.array(labels, np.int32)
+    return np.array(labels if weights is None else [labels], np.int32)

@@ -96,6 +96,8 @@ def test_guidances_of_estimates_and_of_solvers_steer_an_edit(call):
     for guidance in ("apg", "cfg_plus_plus"):
         guided = call("img2img", "--labels", "9", "--guidance", guidance, "--guidance-scale", 0.5)
         assert np.any(guided != plain), guidance
+    composed = call("img2img", "--labels", "9 AND 3:0")
+    np.testing.assert_allclose(composed.astype(int), plain, atol=1)
     for command in ("denoise", "outpaint", "style"):
         with pytest.raises(ValueError, match="needs guided estimates"):
             call(command, "--guidance", "cfg_plus_plus")
@@ -118,6 +120,8 @@ def test_captions_say_what_to_make(call, monkeypatch, tmp_path):
     asked = call("img2img", "--input", tmp_path / "told.npz", "--prompt", "bbb")
     np.testing.assert_array_equal(asked[1], own[1])
     assert asked[0].mean() > own[0].mean()
+    both = call("img2img", "--input", tmp_path / "told.npz", "--prompt", "bbb AND a:0")
+    np.testing.assert_allclose(both.astype(int), asked, atol=1)
     with pytest.raises(ValueError, match="give --prompt"):
         call("img2img", "--input", tmp_path / "told.npz", "--labels", "3")
 

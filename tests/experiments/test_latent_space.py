@@ -17,10 +17,10 @@ from autoencoding import (
     autoencoder_losses,
     find_autoencoder,
     load_autoencoder,
-    load_features,
     make_encoder,
     save_autoencoder,
 )
+from choices import load_function
 from config import DataConfig, LatentsConfig
 from configs import CONFIGS
 from diffjax import data
@@ -149,8 +149,8 @@ def test_what_is_no_autoencoder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="give --autoencoder FOLDER"):
         copy_autoencoder("", tmp_path)
     with pytest.raises(ValueError, match="MODULE:FUNCTION"):
-        load_features("nowhere:features")
-    assert load_features("math:floor")(1.5) == 1
+        load_function("features", "nowhere:features")
+    assert load_function("features", "math:floor")(1.5) == 1
 
 
 def test_a_discriminator_joins_at_its_step():
