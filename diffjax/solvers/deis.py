@@ -85,8 +85,9 @@ def deis(
 
 def _along(schedule: Schedule, current: NoiseLevel, next_: NoiseLevel, count: int) -> Rule:
     """The means of r^0 .. r^(count - 1) over rho, within one step in time."""
-    start, end = (jnp.asarray(time_of(schedule, level)) for level in (current, next_))
-    inner = schedule(start + jnp.asarray(NODES, start.dtype) * (end - start))
+    start, end = (time_of(schedule, level) for level in (current, next_))
+    # times of a table are whole numbers, those between them are not
+    inner = schedule(start + jnp.asarray(NODES, current.sigma.dtype) * (end - start))
     rho = inner.sigma / inner.alpha
     first, last = current.sigma / current.alpha, next_.sigma / next_.alpha
     length = jnp.where(first == last, 1.0, last - first)

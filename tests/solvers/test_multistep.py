@@ -15,6 +15,7 @@ from diffjax.core.sigma_schedules import flow, variance_exploding
 from diffjax.solvers import (
     ancestral,
     ddim,
+    deis,
     dpm_multistep,
     dpm_singlestep,
     euler,
@@ -110,6 +111,16 @@ def test_dpm_solver_plus_plus_ends_the_grid_with_the_estimate_of_x0(order, ratio
     last = jax.tree.map(lambda leaf: leaf[-2], levels)
     result = run(dpm_multistep(order), levels)
     np.testing.assert_allclose(result, DENOISE(before, last), rtol=1e-5, atol=1e-6)
+
+
+def test_deis_in_time_goes_the_same_way_where_times_are_whole_numbers():
+    """The trap: of whole numbers, places between two times are whole numbers too: the first."""
+    table = schedules.cosine_betas()
+    levels = table(grids.trailing(8, 1000))
+    assert jnp.issubdtype(levels.t.dtype, jnp.integer)
+    fractions = levels._replace(t=levels.t.astype(jnp.float32))
+    whole, other = (run(deis(3, schedule=table), each) for each in (levels, fractions))
+    np.testing.assert_allclose(whole, other, rtol=1e-5, atol=1e-6)
 
 
 def test_shift_multiplies_the_ratio_of_the_flow_once():
