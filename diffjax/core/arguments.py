@@ -1,19 +1,40 @@
 """What schedules ask of their arguments: float times, ordered ends, positive rates."""
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 
 def continuous_time(t: ArrayLike) -> Array:
-    """Times of a continuous schedule, in float32 at least; integers are refused."""
-    t = jnp.asarray(t)
+    """Times of a continuous schedule, in float32 at least; traced ones pass unchecked.
+
+    Raises:
+      TypeError: they are integers.
+      ValueError: they leave [0, 1] by more than a rounding error.
+    """
+    values, t = concrete_values(t), jnp.asarray(t)
     if jnp.issubdtype(t.dtype, jnp.integer):
         raise TypeError(
             f"A continuous schedule takes float times in [0, 1], not {t.dtype} time steps. "
             "Was a table meant (linear_betas, cosine_betas, ...)?"
         )
+    # NaN fails every comparison
+    if values is not None and not np.all((values >= -1e-5) & (values <= 1.0 + 1e-5)):
+        raise ValueError(
+            f"Times reach from {values.min()} to {values.max()}; a continuous schedule takes them "
+            "in [0, 1]. Was a table meant (linear_betas, cosine_betas, ...)?"
+        )
     return at_least_float32(t)
+
+
+def concrete_values(values: ArrayLike) -> np.ndarray | None:
+    """What can be looked at before tracing, as NumPy; None for traced values, or none at all."""
+    if isinstance(values, Tracer) or np.size(values) == 0:
+        return None
+    # NumPy: inside jit even the minimum of a concrete JAX array would be traced
+    return np.asarray(values)
 
 
 def at_least_float32(values: ArrayLike) -> Array:

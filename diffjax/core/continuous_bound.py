@@ -28,16 +28,9 @@ from jax.scipy.special import logsumexp
 
 from diffjax.core.keys import fold_in_each, normal_each
 from diffjax.core.levels import NoiseLevel, add_noise, expand, ratio_of
-from diffjax.core.losses import (
-    Loss,
-    TimeSampler,
-    as_batch_keys,
-    draw_batch,
-    low_discrepancy,
-    prediction_weight,
-    regression_error,
-    split_batch,
-)
+from diffjax.core.loss_weights import prediction_weight
+from diffjax.core.losses import Loss, regression_error, split_batch
+from diffjax.core.noising import TimeSampler, as_batch_keys, draw_batch, low_discrepancy
 from diffjax.core.parameterizations import (
     Denoiser,
     Parameterization,

@@ -66,7 +66,7 @@ def trailing(num_steps: int, num_train_steps: int | None = None) -> np.ndarray:
     array([1. , 0.5, 0. ], dtype=float32)
     """
     if num_train_steps is None:
-        return uniform(num_steps)
+        return uniform(_count("trailing", num_steps))
     num_steps = _count("trailing", num_steps, num_train_steps)
     stride = num_train_steps / num_steps
     return _table_grid(np.round(num_train_steps - stride * np.arange(num_steps)) - 1)
@@ -149,7 +149,7 @@ def quadratic(num_steps: int, num_train_steps: int | None = None) -> np.ndarray:
     array([1.  , 0.25, 0.  ], dtype=float32)
     """
     if num_train_steps is None:
-        return uniform(num_steps) ** 2
+        return uniform(_count("quadratic", num_steps)) ** 2
     num_steps = _count("quadratic", num_steps, num_train_steps)
     rank = np.arange(num_steps)
     fraction = rank / (num_steps - 1) if num_steps > 1 else np.ones(1)
@@ -209,7 +209,10 @@ def _table_grid(times: np.ndarray) -> np.ndarray:
 
 
 def _count(name: str, num_steps: int, most: int | None = None) -> int:
-    num_steps = operator.index(num_steps)
+    try:
+        num_steps = operator.index(num_steps)
+    except TypeError:
+        raise TypeError(f"{name}: num_steps is {num_steps!r}; it must be an integer.") from None
     if num_steps < 1:
         raise ValueError(f"{name}: num_steps is {num_steps}; sampling needs at least one step.")
     if most is not None and num_steps > most:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffjax.core.keys import fold_in_each, normal_each, sample_keys
-from diffjax.core.losses import Loss, as_batch_keys
+from diffjax.core.losses import Loss
+from diffjax.core.noising import as_batch_keys
 
 # of the draw of the latents; losses fold smaller numbers into the keys of a batch
 _DRAW = 1000

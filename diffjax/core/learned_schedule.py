@@ -30,14 +30,8 @@ from diffjax.core.continuous_bound import diffusion_bits, with_ends
 from diffjax.core.inverse import time_at
 from diffjax.core.levels import NoiseLevel, ratio_of
 from diffjax.core.logsnr_schedules import LogLinear
-from diffjax.core.losses import (
-    Loss,
-    TimeSampler,
-    as_batch_keys,
-    draw_batch,
-    low_discrepancy,
-    split_batch,
-)
+from diffjax.core.losses import Loss, split_batch
+from diffjax.core.noising import TimeSampler, as_batch_keys, draw_batch, low_discrepancy
 from diffjax.core.parameterizations import Parameterization, eps
 
 

@@ -70,16 +70,40 @@ def ve_level(t: Array, ratio: Array) -> NoiseLevel:
 def expand(values: Array, x: Array) -> Array:
     """Append axes to a scalar or [B] array, so that it broadcasts against x of shape [B, ...].
 
+    Raises:
+      ValueError: there are neither B values nor one.
+
     >>> expand(jnp.ones(4), jnp.ones((4, 8, 8, 1))).shape
     (4, 1, 1, 1)
     """
     values = jnp.asarray(values)
+    # sizes of 1 broadcast
+    if values.ndim == 1 and x.ndim and len({1, values.shape[0], x.shape[0]}) > 2:
+        raise ValueError(
+            f"There are {values.shape[0]} values for the {x.shape[0]} samples of an array of shape "
+            f"{x.shape}; needed is one for each sample, or one for all of them."
+        )
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim)) if values.ndim else values
 
 
 def expand_level(level: NoiseLevel, x: Array) -> NoiseLevel:
-    """Append axes to every leaf of a level, so that it broadcasts against x of shape [B, ...]."""
-    return NoiseLevel(*(expand(leaf, x) for leaf in level))
+    """Append axes to every leaf of a level, so that it broadcasts against x of shape [B, ...].
+
+    Raises:
+      TypeError: it is no level.
+      ValueError: see `expand`.
+    """
+    return NoiseLevel(*(expand(leaf, x) for leaf in check_level_type(level)))
+
+
+def check_level_type(level: NoiseLevel) -> NoiseLevel:
+    """Refuse a time, or a schedule, in the place of a level."""
+    if not isinstance(level, NoiseLevel):
+        raise TypeError(
+            f"The level is a {type(level).__name__}; needed is a NoiseLevel, what a schedule makes "
+            "of a time: cosine()(0.5)."
+        )
+    return level
 
 
 def safe_sqrt(values: Array) -> Array:
@@ -133,12 +157,24 @@ def add_noise(x0: Array, eps: Array, level: NoiseLevel) -> Array:
     Returns:
       [B, ...] noisy data, float32.
 
+    Raises:
+      TypeError: x0 holds integers, such as the bytes of an image; or the level is none.
+      ValueError: x0 and eps differ in shape, or there are neither B levels nor one.
+
     >>> level = NoiseLevel(jnp.array(0.5), jnp.array(0.6), jnp.array(0.8))
     >>> float(add_noise(jnp.ones((1, 2)), jnp.zeros((1, 2)), level)[0, 0])
     0.6000000238418579
     """
-    alpha, sigma = expand(level.alpha, x0), expand(level.sigma, x0)
-    return alpha * x0 + sigma * eps
+    x0, eps = jnp.asarray(x0), jnp.asarray(eps)
+    if not jnp.issubdtype(x0.dtype, jnp.inexact):
+        raise TypeError(
+            f"x0 is {x0.dtype}{list(x0.shape)}; needed are floats. Bytes of images become x0 in "
+            "[-1, 1] by x / 127.5 - 1."
+        )
+    if eps.shape != x0.shape:
+        raise ValueError(f"eps is {eps.shape} and x0 {x0.shape}; noise has the shape of the data.")
+    level = expand_level(level, x0)
+    return level.alpha * x0 + level.sigma * eps
 
 
 def transition(current: NoiseLevel, next_: NoiseLevel) -> tuple[Array, Array]:

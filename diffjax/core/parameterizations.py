@@ -34,7 +34,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
-from diffjax.core.levels import NoiseLevel, expand, expand_level, inverse_or_zero
+from diffjax.core.levels import NoiseLevel, check_level_type, expand, expand_level, inverse_or_zero
 from diffjax.core.schedules import Schedule, num_train_steps
 
 Denoiser = Callable[[Array, NoiseLevel], Array]
@@ -325,10 +325,16 @@ def check_level(parameterization: Parameterization, level: NoiseLevel) -> None:
     """Refuse levels at which the prediction says nothing about x0; traced levels pass.
 
     Raises:
+      TypeError: the prediction is no row of the table, or the level is none.
       ValueError: when x0 = skip x + out F has no finite coefficients there, as for eps and score
         at zero SNR (alpha = 0): x is pure noise, and knowing that noise tells nothing of x0.
     """
-    if any(isinstance(leaf, Tracer) for leaf in level):
+    if not isinstance(parameterization, Parameterization):
+        raise TypeError(
+            f"The prediction is {parameterization!r}; needed is a row such as eps, or what edm() "
+            "returns (by its name: PARAMETERIZATIONS['eps'])."
+        )
+    if any(isinstance(leaf, Tracer) for leaf in check_level_type(level)):
         return
     with jax.ensure_compile_time_eval():
         coefficients = np.array([np.asarray(c) for c in parameterization.estimate(level)])
@@ -346,7 +352,13 @@ def check_schedule(parameterization: Parameterization, schedule: Schedule) -> No
     """Refuse a schedule whose noisiest level `check_level` refuses; traced schedules pass.
 
     Raises:
+      TypeError: the parameterization or the schedule is none.
       ValueError: when the parameterization says nothing of x0 there, as eps at zero terminal SNR.
     """
+    if not callable(schedule):
+        raise TypeError(
+            f"The schedule is {schedule!r}; needed is a function from times to levels, such as "
+            "linear_betas() (by its name: SCHEDULES['linear_betas']())."
+        )
     steps = num_train_steps(schedule)
     check_level(parameterization, schedule(jnp.asarray(1.0 if steps is None else steps - 1)))

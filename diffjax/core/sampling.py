@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array, lax
 
 from diffjax.core.keys import fold_in_each, normal_each, sample_keys
-from diffjax.core.levels import NoiseLevel
+from diffjax.core.levels import NoiseLevel, check_level_type
 from diffjax.core.parameterizations import Denoiser
 
 State = Any
@@ -65,19 +65,26 @@ def initial_noise(key: Array, shape: tuple[int, ...], level: NoiseLevel) -> Arra
 
     Returns:
       [B, ...] float32.
+
+    Raises:
+      TypeError: the level is none.
+      ValueError: a key of the old kind or of another batch.
     """
+    level = check_level_type(level)
     scale = jnp.ravel(jnp.hypot(level.alpha, level.sigma))[0]
     return scale * normal_each(per_sample(key, shape[0]), shape[1:])
 
 
 def per_sample(key: Array, batch_size: int) -> Array:
     """Keys of the samples 0 .. batch_size - 1, unless `key` holds [B] keys already."""
-    if key.ndim == 0 and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    typed = isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if typed and key.ndim == 0:
         return sample_keys(key, jnp.arange(batch_size, dtype=jnp.int32))
-    if key.shape != (batch_size,) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if not typed or key.shape != (batch_size,):
+        given = f"{key.dtype}{list(key.shape)}" if isinstance(key, Array) else repr(key)
         raise ValueError(
-            f"key is {key.dtype}{list(key.shape)}; needed is one key made by jax.random.key, or "
-            f"one for each of the {batch_size} samples (sample_keys)."
+            f"key is {given}; needed is one key made by jax.random.key, or one for each of the "
+            f"{batch_size} samples (sample_keys)."
         )
     return key
 
@@ -250,16 +257,19 @@ def _step(keys, row: _Row, x, state, denoise, solver: Solver):
 def _checked(denoise: Denoiser) -> Denoiser:
     """Refuse estimates that would broadcast against x, and bring others to its dtype."""
 
-    def check(x: Array, estimate: Array) -> Array:
-        if jnp.shape(estimate) != x.shape:
+    def check(x: Array, estimate: Array | None) -> Array:
+        if estimate is None or jnp.shape(estimate) != x.shape:
+            given = None if estimate is None else jnp.shape(estimate)
             raise TypeError(
-                f"The denoiser returned {jnp.shape(estimate)} for x of {x.shape}; an estimate of "
-                "x0 has the shape of x."
+                f"The denoiser returned {given} for x of {x.shape}; an estimate of x0 has the "
+                "shape of x."
             )
         return jnp.asarray(estimate, x.dtype)
 
     def checked(x: Array, level: NoiseLevel) -> Any:
-        return jax.tree.map(partial(check, x), denoise(x, level))
+        # None, of a function that forgot to return, would be a tree without leaves
+        none = lambda estimate: estimate is None
+        return jax.tree.map(partial(check, x), denoise(x, level), is_leaf=none)
 
     return checked
 
@@ -312,6 +322,8 @@ def _check_start(key, x, solver, levels) -> tuple[Array, Array, NoiseLevel, int]
         )
     length = _check_levels(levels)
     levels = jax.tree.map(jnp.asarray, levels)
+    if not jax.tree_util.all_leaves([x]):
+        raise TypeError(f"x is a {type(x).__name__}; sampling needs one array, [B, ...] floats.")
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating) or x.ndim < 1:
         raise TypeError(f"x is {x.dtype}{list(x.shape)}; sampling needs [B, ...] floats.")

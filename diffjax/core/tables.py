@@ -16,7 +16,6 @@ from functools import partial
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.tree_util import register_dataclass
 from jax.typing import ArrayLike
 
@@ -25,6 +24,7 @@ from diffjax.core.arguments import (
     check_num_steps,
     check_order,
     check_positive,
+    concrete_values,
 )
 from diffjax.core.levels import NoiseLevel, Schedule, ve_level, vp_level
 
@@ -102,17 +102,17 @@ class Table:
         return jnp.where(finite[low] & finite[low + 1], ratio, tangent)
 
     def _check_range(self, t) -> None:
-        if isinstance(t, Tracer) or np.size(t) == 0:
+        values = concrete_values(t)
+        if values is None:
             return
-        # NumPy: inside jit even the minimum of a concrete JAX array would be traced
-        values = np.asarray(t)
         low, high = values.min(), values.max()
         if values.size > 2 and (values.flat[0], values.flat[-1]) == (1.0, 0.0) and low == 0:
             raise ValueError(
                 "The times run from 1 to 0, a grid of continuous time; that of this table is "
                 f"trailing(num_steps, {self.num_train_steps}), or another with its steps."
             )
-        if low < -1 or high > self.num_train_steps - 1:
+        # NaN fails every comparison
+        if not (low >= -1 and high <= self.num_train_steps - 1):
             raise ValueError(
                 f"Time steps reach from {low} to {high}; this table has the steps "
                 f"-1 (clean) .. {self.num_train_steps - 1}."

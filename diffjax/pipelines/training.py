@@ -18,14 +18,8 @@ from jax import Array
 from diffjax.core.conditioning import Condition, with_drops
 from diffjax.core.keys import sample_keys
 from diffjax.core.levels import NoiseLevel
-from diffjax.core.losses import (
-    Loss,
-    Weight,
-    as_batch_keys,
-    diffusion_loss,
-    hybrid_loss,
-    split_batch,
-)
+from diffjax.core.losses import Loss, Weight, diffusion_loss, hybrid_loss, split_batch
+from diffjax.core.noising import as_batch_keys
 from diffjax.core.parameterizations import Parameterization
 from diffjax.core.schedules import Schedule
 from diffjax.networks.functional import Params

@@ -32,7 +32,8 @@ from jax import Array, lax
 
 from diffjax.core.keys import sample_keys
 from diffjax.core.latents import Posterior, posterior_kl, sample_posterior
-from diffjax.core.losses import Loss, as_batch_keys
+from diffjax.core.losses import Loss
+from diffjax.core.noising import as_batch_keys
 
 Images = Array
 # images [B, H, W, C] -> layers of features, each [B, h, w, channels]

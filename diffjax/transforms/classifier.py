@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffjax.core.levels import NoiseLevel, expand
-from diffjax.core.losses import Loss, TimeSampler, as_batch_keys, noise_batch, uniform
+from diffjax.core.losses import Loss
+from diffjax.core.noising import TimeSampler, as_batch_keys, noise_batch, uniform
 from diffjax.core.parameterizations import Denoiser, map_x0
 from diffjax.core.schedules import Schedule
 from diffjax.transforms.guidance import Scale, scale_at

@@ -66,9 +66,9 @@ def test_fractions_of_a_tables_steps_are_kept():
     ("make", "error", "words"),
     [
         (lambda: grids.trailing(0, 10), ValueError, "num_steps is 0"),
-        (lambda: grids.uniform(-1), ValueError, "num_steps is -1"),
+        (lambda: grids.trailing(-1), ValueError, "trailing: num_steps is -1"),
         (lambda: grids.linspace(11, 10), ValueError, "trained with 10 steps"),
-        (lambda: grids.trailing(2.5, 10), TypeError, "integer"),
+        (lambda: grids.trailing(2.5, 10), TypeError, "num_steps is 2.5; .* an integer"),
         (lambda: grids.leading(10, 10, offset=1), ValueError, "offset 1"),
         (lambda: grids.leading(5, 10, offset=-1), ValueError, "offset -1"),
         (lambda: grids.uniform(4, start=0.2, end=0.4), ValueError, "0.2 to 0.4"),

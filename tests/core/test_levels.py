@@ -180,3 +180,19 @@ def test_logsnr_is_infinite_at_the_ends():
 def test_interpolated_variance_is_geometric():
     log_variance = interpolate_variance(jnp.log(0.01), jnp.log(0.04), jnp.array([0.0, 0.5, 1.0]))
     np.testing.assert_allclose(jnp.exp(log_variance), [0.01, 0.02, 0.04], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda x: add_noise(x, x, jnp.array(0.5)), TypeError, "needed is a NoiseLevel"),
+        (lambda x: add_noise(x, x, TABLE), TypeError, "level is a Table"),
+        (lambda x: add_noise(x, x[:, :1], MIDDLE), ValueError, "eps is .3, 1. and x0 .3, 2."),
+        (lambda x: add_noise(x, x, TABLE(np.arange(2))), ValueError, "2 values for the 3 samples"),
+        (lambda x: add_noise(x.astype(jnp.uint8), x, MIDDLE), TypeError, "x0 is uint8"),
+        (lambda x: q_step(x, x, CLEAN, TABLE), TypeError, "level is a Table"),
+    ],
+)
+def test_errors_say_what_noising_needs(call, error, words):
+    with pytest.raises(error, match=words):
+        call(jnp.ones((3, 2)))

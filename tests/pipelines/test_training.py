@@ -9,7 +9,8 @@ import pytest
 from diffjax.core import parameterizations
 from diffjax.core.keys import batch_keys, sample_keys
 from diffjax.core.levels import NoiseLevel
-from diffjax.core.losses import diffusion_loss, prediction_weight
+from diffjax.core.loss_weights import prediction_weight
+from diffjax.core.losses import diffusion_loss
 from diffjax.core.schedules import linear_betas
 from diffjax.pipelines import System, encode
 from diffjax.pipelines.training import null_prompt, plain, system_loss
