@@ -1,6 +1,7 @@
 """Videos and sounds, with a saved model of diffusers' format; pictures are text_to_image.py's.
 
     python experiments/generate.py --model FOLDER --prompt "a cat walks" --num-frames 16
+    python experiments/generate.py --model FOLDER --motion-adapter ADAPTER --prompt "a cat walks"
     python experiments/generate.py --model FOLDER --prompt "rain on a roof" --seconds 5
 
 A model of videos writes GIF files, one of sounds WAV files, with prompt, seed and settings in them.
@@ -26,6 +27,7 @@ from diffjax import pipelines
 from diffjax.core.keys import sample_keys
 from diffjax.pipelines import System
 from diffjax.pretrained import Components, find_folder
+from diffjax.pretrained.motion_adapter import load_motion_adapter, on_linear_betas
 from diffjax.training import batch_sharding, make_mesh, replicated
 from text_to_image import keep_compiled, load_parts, told
 
@@ -62,6 +64,8 @@ class Args:
     """how many"""
     batch_size: int = 1
     """computed at once"""
+    motion_adapter: Path | None = None
+    """folder of AnimateDiff's layers, with which a Stable Diffusion makes videos"""
     variant: str | None = None
     """which copy of the weights, such as fp16"""
     output: Path = Path("generated")
@@ -84,7 +88,9 @@ def make_system(args: Args, parts: Components) -> System:
     options = {"num_frames": args.num_frames} if of_frames else {}
     system = pipelines.make_system(parts, **options)
     if system.rate is None:
-        raise ValueError(f"{args.model} makes pictures; use experiments/text_to_image.py")
+        raise ValueError(
+            f"{args.model} makes pictures; use experiments/text_to_image.py, or --motion-adapter"
+        )
     return system
 
 
@@ -144,9 +150,12 @@ def main() -> None:
     folder, mesh = find_folder(args.model), make_mesh()
     with told("loading"):
         parts = load_parts(shared, folder)
+        if args.motion_adapter is not None:
+            parts = load_motion_adapter(args.motion_adapter, parts)
     system = make_system(args, parts)
     size = choose_size(args, system)
     scheduler = text_to_image.choose_scheduler(shared, folder, parts)
+    scheduler = scheduler if args.motion_adapter is None else on_linear_betas(scheduler)
     plan = text_to_image.make_steps(shared, scheduler, system, size)
 
     # every batch is filled up to a multiple of the devices

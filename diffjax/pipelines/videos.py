@@ -39,7 +39,7 @@ def text_to_video(parts: Components, *, num_frames: int = 16, skip: int = 0) -> 
     if frames is None:
         raise UnsupportedError(
             "the UNet of this folder makes images, each by itself; needed is a UNetMotionModel or "
-            "a UNet3DConditionModel"
+            "a UNet3DConditionModel, or a motion adapter, see load_motion_adapter"
         )
     most = frames.max_frames if frames.kind == "motion" else num_frames
     if not 1 <= num_frames <= most:

@@ -13,7 +13,7 @@ Source: IP-Adapter, arXiv:2308.06721, section 3.2.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 
 from diffjax.networks.functional import Params, flatten, unflatten
 from diffjax.networks.image_tokens import ImageTokensConfig, image_tokens
-from diffjax.networks.unet import unet
+from diffjax.pretrained.added_layers import Route, with_layers
 from diffjax.pretrained.components import Components
 from diffjax.pretrained.models import Model
 from diffjax.pretrained.tensor_files import read_tensor_file
@@ -86,20 +86,20 @@ def scale_image(params: Params, scale: ArrayLike) -> Params:
 
 def _with_projections(old: Model, stored: Mapping[str, Any], count: int) -> Model:
     config = replace(old.config, context=replace(old.config.context, image_tokens=count))
-    network = unet(config)
-    shapes = flatten(jax.eval_shape(network.init, jax.random.key(0)))
-    new = {route: leaf for route, leaf in shapes.items() if route[-2] in ("to_k_ip", "to_v_ip")}
-    modules = sorted({route[:-2] for route in new}, key=_place)
-    # between two attentions to the context there is one of the image to itself
-    numbers = {f"{2 * i + 1}": ".".join(module) for i, module in enumerate(modules)}
     mine = {name: each for name, each in stored.items() if name.startswith("ip_adapter.")}
 
-    def rename(name: str) -> str:
-        _, number, rest = name.split(".", 2)
-        return f"{numbers.get(number, number)}.{rest}"
+    def rename(routes: list[Route]) -> Callable[[str], str]:
+        modules = sorted({route[:-2] for route in routes}, key=_place)
+        # between two attentions to the context there is one of the image to itself
+        numbers = {f"{2 * i + 1}": ".".join(module) for i, module in enumerate(modules)}
 
-    added = flatten(to_params(mine, unflatten(new), rename=rename))
-    return Model(config, network, unflatten({**flatten(old.params), **added}))
+        def named(name: str) -> str:
+            _, number, rest = name.split(".", 2)
+            return f"{numbers.get(number, number)}.{rest}"
+
+        return named
+
+    return with_layers(old, config, mine, rename)
 
 
 def _place(module: tuple[str, ...]) -> tuple:
