@@ -120,7 +120,8 @@ def test_row_is_exact_at_both_ends(name, level):
 
 
 @undefined_at_pure_noise
-def test_prediction_without_signal_is_refused_with_the_reason(name):
+def test_eps_and_its_like_are_refused_at_zero_terminal_snr_with_the_reason(name):
+    """The trap: pure noise says all of eps and nothing of x0, whose estimate is 0 / 0."""
     row = PARAMETERIZATIONS[name]
     denoise = make_denoiser(lambda params, x, t: x, None, row)
     table = schedules.zero_terminal_snr(schedules.linear_betas(num_steps=10))
