@@ -66,6 +66,7 @@ def test_likelihood_weight_is_importance_sampling_of_even_log_snr():
 
 
 def test_min_snr_lowers_the_weight_of_the_clean_end_only():
+    """The trap: with max for min, or 1 / SNR for SNR, it lowers that of the noisy end."""
     # LEVELS run from clean to noisy
     ratio = prediction_weight(losses.min_snr(5.0), parameterizations.eps, LEVELS)
     assert np.all(np.diff(ratio) > -1e-6)

@@ -173,7 +173,7 @@ def test_jit_takes_a_schedule_as_an_argument(name):
 
 @every_schedule
 def test_levels_are_float32_when_a_model_computes_in_half_precision(name):
-    """Of bfloat16 times and ratios too: alphas of 8 bits would cancel in every solver."""
+    """The trap: alphas of 8 bits, of bfloat16 times or ratios, would cancel in every solver."""
     schedule, half = BUILT[name], jnp.asarray([0.25, 0.75], jnp.bfloat16)
     for make in (schedule, schedules.level_at(schedule)):
         level = make(half)
