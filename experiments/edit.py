@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -24,6 +25,7 @@ import diffjax as dj
 from choices import listed
 from cli import parse_args, prepare_output, run_script
 from diffjax.training.manifest import whole_file
+from embeddings import Embedding, load_embedding
 from jobs import Common, Job, posterior_levels, read_job
 from measurements import Measurement, downsampling, grey
 from model import to_uint8
@@ -98,7 +100,10 @@ class Denoise(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Style(Common):
-    """Give images the texture of another, by guidance with the statistics of its patches."""
+    """Give images the texture of another, by guidance with the statistics of its patches.
+
+    With --embedding an image encoder says what they have in common instead.
+    """
 
     style: int = 0
     """which image of the input has the style"""
@@ -107,8 +112,10 @@ class Style(Common):
     which keeps more of them"""
     strength: float = 0.6
     """share of the grid that is walked"""
+    embedding: Path | None = None
+    """folder of an image encoder of CLIP, such as RUN/image_encoder of a run with captions"""
     step_size: float = 2.0
-    """of the gradient descent on the statistics in every step; 0 is off"""
+    """of the gradient descent on the statistics, or the embedding, in every step; 0 is off"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,10 +249,14 @@ def style(args: Style, job: Job) -> list[Array]:
     if not 0 <= args.style < len(job.images):
         raise ValueError(f"--style is {args.style}, but there are {len(job.images)} images.")
     wanted = job.images[args.style][None]
+    encoder = Embedding(None, lambda _, images: dj.patch_statistics(images))
+    if args.embedding is not None:
+        encoder = load_embedding(args.embedding)
 
     @jax.jit
-    def run(weights, key, images, wanted):
-        loss = dj.match_statistics(dj.patch_statistics, dj.patch_statistics(wanted))
+    def run(weights, encoder_params, key, images, wanted):
+        statistics = partial(encoder.embed, encoder_params)
+        loss = dj.match_statistics(statistics, statistics(wanted))
         guided = dj.backward_guidance(
             job.denoiser(weights, job.wanted), loss, num_steps=10, step_size=args.step_size
         )
@@ -257,7 +268,7 @@ def style(args: Style, job: Job) -> list[Array]:
         return dj.edit_by_inversion(key, images, source, guided, **walk)
 
     rows = [job.images, jnp.broadcast_to(wanted, job.images.shape)]
-    return [*rows, run(job.weights, job.key, job.images, wanted)]
+    return [*rows, run(job.weights, encoder.params, job.key, job.images, wanted)]
 
 
 def enlarge(args: Enlarge, job: Job) -> list[Array]:

@@ -2,12 +2,14 @@
 
 tokenizer/tokenizer.json     whole words, as the library `tokenizers` stores them
 text_encoder/                a CLIP text encoder, in the format of transformers
+image_encoder/               the CLIP image encoder by contrast with which it learned, likewise
 
-Both lie in the run folder. The text encoder learns by contrast with an image encoder, which is
-thrown away.
+All lie in the run folder. Training and sampling need the first two; edit.py can match the style of
+images by the third.
 """
 
 import contextlib
+import json
 import os
 import shutil
 import sys
@@ -29,9 +31,14 @@ from diffjax.networks.clip import CLIPTextConfig, CLIPVisionConfig, clip_text, c
 from diffjax.pretrained import load_model, save_model
 from diffjax.training import init_train_state, make_train_step
 from diffjax.training.contrastive import contrastive_loss, contrastive_params
+from diffjax.training.manifest import write_atomically
 
 TOKENIZER = Path("tokenizer") / "tokenizer.json"
 ENCODER = "text_encoder"
+IMAGE_ENCODER = "image_encoder"
+# of an image encoder: what is taken from pixels in [0, 1], and what the rest is divided by
+PREPROCESSOR = "preprocessor_config.json"
+PIXELS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 # texts -> {"context": [B, L, features], "context_mask": [B, L]}
 EncodeTexts = Callable[[Sequence[str]], dict[str, np.ndarray]]
@@ -64,13 +71,22 @@ def prepare_text(
         (workdir / TOKENIZER).parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(workdir / TOKENIZER))
         print(f"Training a text encoder of {config.num_steps} steps first", file=sys.stderr)
-        text, params = train_encoder(config, tokenizer, source, seed, long_captions)
-        # whole or not at all: a run that is killed here trains it again
-        draft = workdir / f"{ENCODER}.tmp"
-        shutil.rmtree(draft, ignore_errors=True)
-        save_model(draft, text, params)
-        os.rename(draft, workdir / ENCODER)
+        text, image, params = train_encoders(config, tokenizer, source, seed, long_captions)
+        save_whole(workdir / IMAGE_ENCODER, image, params["image"], PIXELS)
+        # last: with it there, nothing is trained again
+        save_whole(workdir / ENCODER, text, params["text"])
     return load_text(workdir)
+
+
+def save_whole(folder: Path, config: Any, params: Any, pixels: Any = None) -> None:
+    """Save a network whole or not at all, and how images become what it is given."""
+    draft = folder.with_suffix(".tmp")
+    for old in (draft, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    save_model(draft, config, params)
+    if pixels is not None:
+        write_atomically(draft / PREPROCESSOR, json.dumps(pixels, indent=2) + "\n")
+    os.rename(draft, folder)
 
 
 def load_text(workdir: Path) -> EncodeTexts:
@@ -105,14 +121,14 @@ def text_condition(encode: EncodeTexts, drop_prob: float = 0.0, *, text: str = "
     return Condition({name: rows[0] for name, rows in encode([text]).items()}, drop_prob)
 
 
-def train_encoder(
+def train_encoders(
     config: TextConfig,
     tokenizer: Any,
     source: data.Source,
     seed: int,
     long_captions: float = 0.0,
-) -> tuple[CLIPTextConfig, Any]:
-    """Train a text encoder with an image encoder by contrast; its configuration and params."""
+) -> tuple[CLIPTextConfig, CLIPVisionConfig, Any]:
+    """Train a text and an image encoder by contrast; configurations, params {"text", "image"}."""
     of_text, of_image = encoder_shapes(config, tokenizer, source)
     text, vision = clip_text(of_text), clip_vision(of_image)
     text_key, image_key, key = jax.random.split(jax.random.key(seed), 3)
@@ -137,7 +153,7 @@ def train_encoder(
             state, metrics = step(state, next(batches), key)
             bar.set_postfix(found=f"{float(metrics['found']):.2f}")
             bar.update(1)
-    return of_text, state.params["text"]
+    return of_text, of_image, state.params
 
 
 def encoder_shapes(

@@ -3,8 +3,9 @@
     parts = load_ip_adapter(file, parts)
     system = image_prompted(make_system(parts), parts)
     pixels = clip_pixels(pictures, encoder.config.image_size)
-    seen = image_embedding(encoder, encoder.params, pixels)
-    images = txt2img(system, params, keys, with_image_prompt(conditions, seen), ...)
+    seen, nothing = image_prompt(parts, encoder, encoder.params, pixels)
+    conditions = with_image_prompt(conditions, seen, nothing)
+    images = txt2img(system, params, keys, conditions, ...)
 
 A ControlNet beside it takes the tokens of the image for words.
 """
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffjax.networks.functional import Params
+from diffjax.networks.image_tokens import ResamplerConfig
 from diffjax.pipelines.system import Inputs, System
 from diffjax.pretrained import Components, Model
 from diffjax.pretrained.ip_adapter import IMAGE_TOKENS
@@ -26,7 +28,13 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def clip_pixels(pictures: Array, size: int) -> Array:
+def clip_pixels(
+    pictures: Array,
+    size: int,
+    *,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+) -> Array:
     """What an image encoder of CLIP takes: the middle of pictures at its size, normalised.
 
     Source: arXiv:2103.00020; the shorter side is resized by cubic interpolation, as there.
@@ -34,6 +42,7 @@ def clip_pixels(pictures: Array, size: int) -> Array:
     Args:
       pictures: [B, H, W, 3] in [-1, 1].
       size: side of the encoder's images.
+      mean, std: of each channel in [0, 1], if the encoder was not trained on CLIP's.
 
     Returns:
       [B, size, size, 3].
@@ -47,7 +56,7 @@ def clip_pixels(pictures: Array, size: int) -> Array:
     small = jax.image.resize(pictures, (count, rows, columns, channels), "cubic")
     top, left = (rows - size) // 2, (columns - size) // 2
     middle = jnp.clip(small[:, top : top + size, left : left + size] / 2 + 0.5, 0.0, 1.0)
-    return (middle - jnp.array(CLIP_MEAN)) / jnp.array(CLIP_STD)
+    return (middle - jnp.array(mean)) / jnp.array(std)
 
 
 def image_embedding(model: Model, params: Params, pixels: Array) -> Array:
@@ -59,6 +68,39 @@ def image_embedding(model: Model, params: Params, pixels: Array) -> Array:
       pixels: [B, S, S, 3], see `clip_pixels`.
     """
     return model.network.apply(params, pixels).pooled
+
+
+def image_prompt(
+    parts: Components, model: Model, params: Params, pixels: Array
+) -> tuple[Array, Array]:
+    """What the IP-Adapter of the parts is told of images, and what of no image.
+
+    That is the embedding and zeros, or, for an adapter that resamples (Plus), the states in front
+    of the encoder's last layer, of the images and of zeros in their place.
+
+    Args:
+      parts: from `load_ip_adapter`.
+      model: the image encoder of CLIP that the adapter was trained with.
+      params: its params.
+      pixels: [B, S, S, 3], see `clip_pixels`.
+
+    Raises:
+      ValueError: the adapter was trained with an encoder of another size.
+    """
+    config = parts.models[IMAGE_TOKENS].config
+    resamples = isinstance(config, ResamplerConfig)
+    needed = config.state_features if resamples else config.embedding_features
+    given = model.config.hidden_size if resamples else model.config.projection_dim
+    if given != needed:
+        kind = "states" if resamples else "an embedding"
+        raise ValueError(
+            f"the IP-Adapter sees {kind} of {needed} features, and this image encoder makes {given}"
+        )
+    if not resamples:
+        embedding = image_embedding(model, params, pixels)
+        return embedding, jnp.zeros_like(embedding)
+    states = lambda pixels: model.network.apply(params, pixels).hidden[-2]
+    return states(pixels), states(jnp.zeros_like(pixels))
 
 
 def image_prompted(system: System, parts: Components) -> System:
@@ -83,16 +125,18 @@ def image_prompted(system: System, parts: Components) -> System:
     return system._replace(condition=condition)
 
 
-def with_image_prompt(conditions: Sequence[Inputs], embedding: Array) -> list[Inputs]:
-    """Conditions of which the first sees an image, and the others an embedding of zeros.
+def with_image_prompt(
+    conditions: Sequence[Inputs], seen: Array, nothing: Array | None = None
+) -> list[Inputs]:
+    """Conditions of which the first sees an image, and the others none.
 
     Args:
       conditions: of the prompts, then of what to keep away from.
-      embedding: [B, D], see `image_embedding`.
+      seen, nothing: [B, ...], see `image_prompt`; nothing is zeros by default.
     """
     first, *others = conditions
-    nothing = jnp.zeros_like(embedding)
+    nothing = jnp.zeros_like(seen) if nothing is None else nothing
     return [
-        {**first, "image_prompt": embedding},
+        {**first, "image_prompt": seen},
         *({**each, "image_prompt": nothing} for each in others),
     ]

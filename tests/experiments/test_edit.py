@@ -1,7 +1,9 @@
 """The editing script, on a run whose network is a formula."""
 
 import dataclasses
+import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +14,10 @@ import jobs
 from config import TextConfig
 from configs import CONFIGS
 from diffjax.networks import ContextConfig, Functional
+from diffjax.networks.clip import CLIPTextConfig, CLIPVisionConfig, clip_text, clip_vision
+from diffjax.pretrained import save_model
 from diffjax.transforms import patch_statistics
+from embeddings import load_embedding
 from runs import Run
 
 RNG = np.random.default_rng(0)
@@ -89,6 +94,49 @@ def test_style_from_inverted_images_gives_them_back_where_nothing_is_asked(call)
         return np.linalg.norm(statistics - statistics[0], axis=1)
 
     assert np.all(distance(on)[1:] < distance(off)[1:])
+
+
+TINY = {"hidden_size": 8, "intermediate_size": 8, "num_layers": 1, "num_heads": 1}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A folder with an image encoder, its network and params."""
+    folder = tmp_path_factory.mktemp("encoder")
+    config = CLIPVisionConfig(**TINY, image_size=8, patch_size=4)
+    network = clip_vision(config)
+    params = network.init(jax.random.key(0))
+    save_model(folder, config, params)
+    return folder, network, params
+
+
+def test_a_style_is_what_an_image_encoder_sees_in_common(call, encoder, tmp_path):
+    params, embed = load_embedding(encoder[0])
+
+    def apart(size):
+        images = call("style", "--embedding", encoder[0], "--num-images", 2, "--step-size", size)
+        first, second = embed(params, images / 127.5 - 1.0)
+        return np.mean(np.square(first - second))
+
+    assert apart(20.0) < 0.5 * apart(0.0)
+    config = CLIPTextConfig(**TINY, vocab_size=9)
+    save_model(tmp_path / "text", config, clip_text(config).init(jax.random.key(0)))
+    with pytest.raises(ValueError, match="holds a CLIPTextConfig; needed is an image encoder"):
+        call("style", "--embedding", tmp_path / "text")
+
+
+def test_an_embedding_scales_pixels_as_its_folder_says(encoder):
+    folder, network, params = encoder
+    images = np.broadcast_to(IMAGES / 127.5 - 1.0, (3, 8, 8, 3)).astype(np.float32)
+    by_clip = load_embedding(folder).embed(params, images)
+    scaling = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(scaling))
+    found = load_embedding(folder).embed(params, images)
+    # [0, 1] less one half, divided by one half: the images as they are
+    pooled = network.apply(params, images).pooled
+    directions = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, np.sqrt(8) * directions, atol=1e-5)
+    assert np.abs(found - by_clip).max() > 0.01
 
 
 def test_guidances_of_estimates_and_of_solvers_steer_an_edit(call):

@@ -39,7 +39,7 @@ def run(tmp_path_factory):
 
 def test_a_text_encoder_is_trained_once_and_comes_back_from_its_files(run, monkeypatch):
     folder, encode = run
-    monkeypatch.setattr("text.train_encoder", None)  # a second training would fail
+    monkeypatch.setattr("text.train_encoders", None)  # a second training would fail
     again = prepare_text(TINY, data.shapes(), folder, seed=0)
     one, other = (function(["two red circles", ""]) for function in (encode, again))
     assert one["context"].shape == (2, TINY.max_tokens, TINY.features)
