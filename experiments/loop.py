@@ -32,13 +32,15 @@ def claim_workdir(workdir: Path, config: Any) -> None:
         if jax.process_index() == 0:
             save_config(config, path)
         return
-    old = load_config(path, type(config))
-    old, new = (_flat(dataclasses.asdict(each)) for each in (old, config))
-    changed = [f"{name} {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
-    changed = [text for text in changed if not text.startswith("num_steps ")]
+    before = load_config(path, type(config))
+    old, new = (_flat(dataclasses.asdict(each)) for each in (before, config))
+    # a run may have parts, such as a text encoder, that the other lacks
+    both = {name: (old.get(name), new.get(name)) for name in {**old, **new} if name != "num_steps"}
+    changed = [f"{name} {was} -> {is_}" for name, (was, is_) in both.items() if was != is_]
     if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise ValueError(
-            f"{workdir} holds a run with other settings ({'; '.join(changed)}). "
+            f"{workdir} holds a run with other settings ({'; '.join(changed[:5])}{more}). "
             "Use its settings to continue it, or another --workdir."
         )
     if jax.process_index() == 0:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import jax
 import numpy as np
@@ -80,13 +80,17 @@ def read_command_line(words: list[str]) -> tuple[Config, RunConfig, Path]:
     whole = (tyro.conf.AvoidSubcommands,)
     args = parse_args(Args, args=flags, default=default, prog=f"train.py {name}", config=whole)
     workdir = Path("runs") / name if args.run.workdir is None else Path(args.run.workdir)
-    for field in ("num_steps", "batch_size", "accumulate"):
-        if getattr(args.config, field) < 1:
-            raise ValueError(f"--{field.replace('_', '-')} is {getattr(args.config, field)}; "
-                             "it must be at least 1.")  # fmt: skip
-    if args.run.checkpoint_every < 1:
-        raise ValueError(f"--checkpoint-every is {args.run.checkpoint_every}; at least 1.")
+    check_counts(args.config, "num_steps", "batch_size", "accumulate")
+    check_counts(args.run, "checkpoint_every", "log_every", "keep")
     return args.config, args.run, workdir
+
+
+def check_counts(settings: Config | RunConfig, *names: str) -> None:
+    """Refuse numbers of things below 1, by their flags."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is {getattr(settings, name)}; it must be at least 1.")
 
 
 def open_batches(
@@ -196,18 +200,28 @@ def make_reconstructor(config: Config, network: Functional) -> Callable[..., Non
     return preview
 
 
-def make_previewer(
-    config: Config,
-    network: Functional,
-    mesh: Mesh,
-    encode: EncodeTexts | None = None,
-    space: LatentSpace | None = None,
-) -> Callable[..., None]:
-    """Compile `preview(params, folder, suffix)`, which writes sample grids and an animation.
+class Shown(NamedTuple):
+    """What a picture of samples shows: in each row one class, or one caption.
 
-    One row for each class (at most 10) or for the first captions of the data, by each of the
-    solvers in config.sampling.previews.
+    Attributes:
+      number: of samples.
+      columns: samples in a row.
+      positions: [b] of the samples in the stream of a seed; some more, so that devices share them.
+      labels: [b], or None.
+      texts: arrays [b, ...] by name, or None.
     """
+
+    number: int
+    columns: int
+    positions: np.ndarray
+    labels: np.ndarray | None
+    texts: dict[str, np.ndarray] | None
+
+
+def what_to_show(
+    config: Config, mesh: Mesh, encode: EncodeTexts | None, space: LatentSpace | None
+) -> Shown:
+    """A row for each class, at most 10, or for each of the first captions of the data."""
     classes = config.network.num_classes
     rows, columns = (8, 8) if classes is None else (min(classes, 10), 10)
     if image_shape(config)[0] * (1 if space is None else space.factor) > 64:
@@ -221,6 +235,22 @@ def make_previewer(
         source = open_source(config.data)
         told = lambda i: all_captions(source[int(i) // columns], config.data.long_captions)[-1]
         texts = encode([told(i) for i in positions])
+    return Shown(number, columns, positions, labels, texts)
+
+
+def make_previewer(
+    config: Config,
+    network: Functional,
+    mesh: Mesh,
+    encode: EncodeTexts | None = None,
+    space: LatentSpace | None = None,
+) -> Callable[..., None]:
+    """Compile `preview(params, folder, suffix)`, which writes sample grids and an animation.
+
+    A grid by each of the solvers in config.sampling.previews, of what `what_to_show` says.
+    """
+    shown = what_to_show(config, mesh, encode, space)
+    inputs = shown.positions, shown.labels, shown.texts
     bars: list[tqdm] = []
 
     def count(_):
@@ -243,17 +273,17 @@ def make_previewer(
         key = jax.random.key(config.seed)
         with tqdm(desc="sampling", unit="step", disable=jax.process_index() != 0) as bar:
             bars.append(bar)
-            steps = trajectory(params, key, positions, labels, texts).x
+            steps = trajectory(params, key, *inputs).x
             kept = np.linspace(0, len(steps) - 1, min(len(steps), FRAMES)).round().astype(int)
-            frames = list(show(steps[kept])[:, :number])
-            draws = [draw(params, key, positions, labels, texts) for draw in samplers]
-            grids = [show(draw)[:number] for draw in draws]
+            frames = list(show(steps[kept])[:, : shown.number])
+            draws = [draw(params, key, *inputs) for draw in samplers]
+            grids = [show(draw)[: shown.number] for draw in draws]
             jax.effects_barrier()
             bars.clear()
         if jax.process_index() == 0:
             for name, images in zip(names, [*grids, frames[-1]]):
-                save_grid(folder / f"samples_{name}{suffix}.png", images, columns)
-            save_animation(folder / f"denoising{suffix}.gif", frames, columns)
+                save_grid(folder / f"samples_{name}{suffix}.png", images, shown.columns)
+            save_animation(folder / f"denoising{suffix}.gif", frames, shown.columns)
 
     return preview
 

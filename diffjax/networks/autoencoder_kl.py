@@ -32,15 +32,26 @@ class AutoencoderKLConfig:
 
     Attributes:
       sample_size: side of the images that it was trained on; a note, every size goes.
-      in_channels, out_channels, block_out_channels, layers_per_block, attention, up_attention,
-        mid_attention, num_groups, act: see `autoencoder_blocks.Backbone`.
+      in_channels: of the images.
+      out_channels: of the reconstructions.
+      block_out_channels: channels of each level, from the finest.
+      layers_per_block: residual blocks of a level of the encoder; the decoder has one more.
+      attention: for each level of the encoder, whether self-attention follows its blocks.
+      up_attention: the same of the decoder, from the finest level too.
+      mid_attention: whether there is attention in the middle.
+      num_groups: of every GroupNorm.
+      act: activation of the residual blocks.
       latent_channels: of z.
-      quant_conv, post_quant_conv: whether a pointwise convolution follows the encoder, and one is
-        in front of the decoder.
-      scaling_factor, shift_factor, latents_mean, latents_std: what makes of z the latents that
-        diffusion runs on; notes for samplers.
+      quant_conv: whether a pointwise convolution follows the encoder.
+      post_quant_conv: whether one is in front of the decoder.
+      scaling_factor: of the latents (z - shift_factor) scaling_factor that diffusion runs on, a
+        note for samplers.
+      shift_factor: likewise; None for 0.
+      latents_mean: of z in each channel, a note for samplers that shift and scale by it.
+      latents_std: likewise.
       force_upcast: a note that half precision overflows in these weights.
-      dtype, param_dtype: of the computation and of the parameters that `init` makes.
+      dtype: of the computation.
+      param_dtype: of the parameters that `init` makes.
     """
 
     sample_size: int = 512

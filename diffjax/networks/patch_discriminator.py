@@ -34,7 +34,8 @@ class PatchDiscriminatorConfig:
       channels: of the first convolution; each further one doubles them, up to 8 times as many.
       num_layers: convolutions that halve the image. With 3, an output sees 70 x 70 pixels.
       num_groups: of the norms.
-      dtype, param_dtype: of the computation and of the parameters that `init` makes.
+      dtype: of the computation.
+      param_dtype: of the parameters that `init` makes.
     """
 
     in_channels: int = 3

@@ -39,7 +39,8 @@ class UNetConfig:
       sample_size: side of the images that the network was made for, or one for each axis; a note
         for samplers; without `positions` the network takes every size that it can halve often
         enough.
-      in_channels, out_channels: of the images; 2 x in_channels come out with a learned variance.
+      in_channels: of the images.
+      out_channels: likewise; 2 x in_channels come out with a learned variance.
       block_out_channels: channels of each level.
       stem_channels: of the first convolution, and waves of the clock; None for
         block_out_channels[0].
@@ -50,7 +51,8 @@ class UNetConfig:
         "extended" for self-attention in which the tokens of a context are further positions.
       up_attention: the same on the way up, or "last" for self-attention behind the last block
         alone; None to mirror `attention`.
-      mid_block, mid_attention: whether there is a middle block, and attention in it.
+      mid_block: whether there is a middle block.
+      mid_attention: whether there is attention in it, or which kind, as of `attention`.
       mid_layers: attentions, each with a residual block behind it, of the middle block.
       identity_attention: where attention maps are replaced by the identity: "none", "middle" or
         "all". The parameters stay the same; for perturbed-attention guidance.
@@ -58,8 +60,8 @@ class UNetConfig:
         for each level; None for a single head. Transformers have `context.num_heads`.
       num_groups: of every GroupNorm; None for as many as have 4 channels, 32 at most.
       end_groups: the same in the middle block and in front of the output; None as num_groups.
-      attention_groups, mid_attention_groups: of the norm in front of attention; None as the
-        residual blocks beside it, 0 (in the middle) for none.
+      attention_groups: of the norm in front of attention; None as the residual blocks beside it.
+      mid_attention_groups: the same in the middle block; 0 for no norm.
       joined_groups: of the first norm in the residual blocks on the way up of levels with
         attention; None as num_groups.
       norm_eps: added to the variance in every GroupNorm.
@@ -70,10 +72,11 @@ class UNetConfig:
         in front of it.
       residual_scale: factor on every sum with a residual branch; 1 / sqrt(2) keeps the variance.
       mid_residual_scale: the same in the middle block; None as residual_scale.
-      downsample, upsample: how to halve and double, one for all levels or one for each: "conv"
-        (strided; nearest element and convolution), "plain" (average pairs, repeat the nearest
-        element), or inside a residual block: "resnet" as "plain" does it, "biggan" with a
+      downsample: how to halve, one for all levels or one for each: "conv" (strided), "plain"
+        (average pairs), or inside a residual block: "resnet" as "plain" does it, "biggan" with a
         convolution in the shortcut besides, "fir" as "biggan" behind the filter `fir_kernel`.
+      upsample: how to double, likewise; "conv" repeats the nearest element in front of a
+        convolution, "plain" repeats it.
       downsample_padding: 0 pads the convolution of "conv" by one element at the high side, 1 at
         both sides.
       fir_kernel: taps of the filter of "fir".
@@ -86,8 +89,8 @@ class UNetConfig:
         or "learned" (a table of num_times steps).
       time_scale: the clock t is multiplied by it; 1000 for a clock in [0, 1].
       sigma_clock: the clock is a sigma: its logarithm is embedded, and the output is divided by it.
-      flip_sin_to_cos, freq_shift: of the sinusoidal features, see `sinusoidal_features`; the
-        random frequencies are flipped too.
+      flip_sin_to_cos: cosines stand in front of sines, of random frequencies too.
+      freq_shift: of the sinusoidal features, see `sinusoidal_features`.
       fourier_scale: standard deviation of the random frequencies.
       num_times: rows of the learned table.
       num_classes: number of labels; None for a network without labels.

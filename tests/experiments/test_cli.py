@@ -1,5 +1,7 @@
 """Settings that no script can work with are refused by name, before any work."""
 
+import dataclasses
+
 import pytest
 
 import choices
@@ -8,6 +10,7 @@ import loop
 import sample
 import train
 from config import Config, OptimizerConfig
+from configs import CONFIGS
 from model import SampleOptions
 from objective import make_optimizer
 
@@ -75,6 +78,16 @@ def test_settings_may_change_until_a_run_has_made_something(tmp_path):
     loop.claim_workdir(tmp_path, Config(num_steps=20, batch_size=16))
     with pytest.raises(ValueError, match="batch_size 16 -> 8"):
         loop.claim_workdir(tmp_path, Config(num_steps=20, batch_size=8))
+
+
+def test_a_run_with_captions_is_not_continued_by_one_without(tmp_path):
+    plain, told = Config(), CONFIGS["shapes_text"]
+    told = dataclasses.replace(plain, text=told.text, network=told.network)
+    for name, first, other in (("a", plain, told), ("b", told, plain)):
+        loop.claim_workdir(tmp_path / name, first)
+        (tmp_path / name / "checkpoints" / "5").mkdir(parents=True)
+        with pytest.raises(ValueError, match=r"other settings \((network|text)\..* and \d+ more\)"):
+            loop.claim_workdir(tmp_path / name, other)
 
 
 def test_a_learning_rate_that_is_not_positive_is_refused():
