@@ -58,13 +58,19 @@ def functional(
       in lists as strings: `params["down_blocks"]["0"]["resnets"]["1"]["conv1"]["kernel"]`.
 
     Raises:
-      TypeError: the module holds state of another kind than `nnx.Param`.
+      TypeError: `make` is a module itself, or the module holds state of another kind than
+        `nnx.Param`.
 
     >>> init, apply = functional(lambda rngs: nnx.Linear(2, 3, rngs=rngs))
     >>> params = init(jax.random.key(0))
     >>> apply(params, jnp.ones((4, 2))).shape
     (4, 3)
     """
+    if isinstance(make, nnx.Module):
+        raise TypeError(
+            "functional takes a function that builds a module from nnx.Rngs, such as "
+            f"lambda rngs: {type(make).__name__}(rngs=rngs), not a module."
+        )
     graph, template = nnx.split(nnx.eval_shape(lambda: make(ShapesOnly(0))))
     variables = {_names(path): (path, variable) for path, variable in nnx.to_flat_state(template)}
     _require_params_only(variables)

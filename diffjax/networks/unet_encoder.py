@@ -285,8 +285,14 @@ def _check_labels(config: UNetConfig, batch: int, labels: Array | None) -> None:
         vectors = (config.time_embedding_features,)
     elif config.class_features is not None:
         vectors = (config.class_features,)
-    if labels is not None and labels.shape != (batch, *vectors):
-        raise ValueError(f"labels is {labels.shape}; the network takes {_labels_of(config)}")
+    if labels is None:
+        return
+    whole = not vectors and config.class_embedding != "timestep"
+    dtype = jnp.result_type(labels)
+    if jnp.shape(labels) != (batch, *vectors) or (whole and not jnp.issubdtype(dtype, jnp.integer)):
+        raise ValueError(
+            f"labels is {dtype}{list(jnp.shape(labels))}; the network takes {_labels_of(config)}"
+        )
 
 
 def _labels_of(config: UNetConfig) -> str:

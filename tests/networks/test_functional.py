@@ -85,6 +85,11 @@ def test_modules_with_state_are_refused():
         functional(lambda rngs: nnx.BatchNorm(3, rngs=rngs))
 
 
+def test_a_module_in_the_place_of_its_builder_is_refused():
+    with pytest.raises(TypeError, match=r"lambda rngs: Linear\(rngs=rngs\), not a module"):
+        functional(nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
+
+
 def test_laws_have_the_moments_that_they_promise():
     count = 100_000
     u = uniform(jax.random.key(0), (count,))
