@@ -13,7 +13,7 @@ from PIL import Image
 from diffjax.networks.controlnet import ControlNetConfig
 from diffjax.networks.t2i_adapter import T2IAdapterConfig
 from diffjax.pipelines import Inputs, System, steered, with_control
-from diffjax.pipelines.image_prompt import clip_pixels, image_embedding
+from diffjax.pipelines.image_prompt import clip_pixels, image_prompt
 from diffjax.pretrained import Components, load_model
 from diffjax.pretrained.safety import load_safety_checker, unsafe
 
@@ -31,8 +31,8 @@ def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(picture, np.float32) / 127.5 - 1.0
 
 
-def seen_in(picture: Path, encoder: Path) -> np.ndarray:
-    """The embedding [D] of a picture by the CLIP image encoder in a folder."""
+def seen_in(picture: Path, encoder: Path, parts: Components) -> tuple[np.ndarray, np.ndarray]:
+    """What an IP-Adapter is told of a picture, and what of none, by the encoder in a folder."""
     if not encoder.is_dir():
         raise FileNotFoundError(
             f"{encoder} is not a folder; --image-encoder needs one with CLIP's image encoder"
@@ -41,9 +41,10 @@ def seen_in(picture: Path, encoder: Path) -> np.ndarray:
     pixels = np.asarray(read_rgb(picture), np.float32)[None] / 127.5 - 1.0
 
     def run(params: Any, pixels: Any) -> Any:
-        return image_embedding(model, params, clip_pixels(pixels, model.config.image_size))
+        seen = clip_pixels(pixels, model.config.image_size)
+        return image_prompt(parts, model, params, seen)
 
-    return np.asarray(jax.jit(run)(model.params, pixels)[0])
+    return jax.device_get(jax.jit(run)(model.params, pixels))
 
 
 def with_steering(parts: Components, folders: Sequence[Path], **options: Any) -> Components:

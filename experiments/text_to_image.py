@@ -174,8 +174,9 @@ def tell(
     conditions = make_conditions(args, system, size, count)
     if args.image_prompt is not None:
         system = image_prompted(system, parts)
-        seen = seen_in(args.image_prompt, args.image_encoder or folder / "image_encoder")
-        conditions = with_image_prompt(conditions, jnp.tile(seen, (count, 1)))
+        encoder = args.image_encoder or folder / "image_encoder"
+        seen = seen_in(args.image_prompt, encoder, parts)
+        conditions = with_image_prompt(conditions, *(jnp.repeat(each, count, 0) for each in seen))
     if args.control_image:
         shape: dict[str, Any] = {"count": count, "size": size}
         given = args.control_image, args.controlnet_scale

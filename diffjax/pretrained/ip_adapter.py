@@ -2,10 +2,11 @@
 
     y = Attention(q, text W_k, text W_v) + scale Attention(q, image W'_k, image W'_v)
 
-in every attention to the context. A file holds the new projections, and the layer that makes tokens
-of the embedding of an image:
+in every attention to the context. A file holds the new projections, and the network that makes
+tokens of what an image encoder sees, of the embedding alone or (IP-Adapter Plus) of all states:
 
     image_proj.proj.weight, image_proj.norm.weight, ...
+    image_proj.latents, image_proj.proj_in.weight, image_proj.layers.0. ...
     ip_adapter.1.to_k_ip.weight, ip_adapter.1.to_v_ip.weight, ip_adapter.3. ...
 
 The numbers count all attentions of the UNet, those on the way up before those in the middle.
@@ -19,10 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.typing import ArrayLike
 
-from diffjax.networks.functional import Params, flatten, unflatten
-from diffjax.networks.image_tokens import ImageTokensConfig, image_tokens
+from diffjax.networks.functional import Functional, Params, flatten, unflatten
+from diffjax.networks.image_tokens import (
+    ImageTokensConfig,
+    ResamplerConfig,
+    image_tokens,
+    resampler,
+)
 from diffjax.pretrained.added_layers import Route, with_layers
 from diffjax.pretrained.components import Components
 from diffjax.pretrained.models import Model
@@ -32,10 +39,26 @@ from diffjax.pretrained.weights import UnsupportedError, to_params
 # the name of the new network among the parts
 IMAGE_TOKENS = "image_tokens"
 
+# of every published resampler
+_HEAD_DIM = 64
+
+# a layer's parts in files -> ours
+_RESAMPLER = {
+    "0.norm1": "norm1",
+    "0.norm2": "norm2",
+    "0.to_q": "attn.to_q",
+    "0.to_k": "attn.to_k",
+    "0.to_v": "attn.to_v",
+    "0.to_out": "attn.to_out.0",
+    "1.0": "ff_norm",
+    "1.1": "ff.linear_1",
+    "1.3": "ff.linear_2",
+}
+
 # other adapters hold one of these
 _OTHER_KINDS = {
-    "image_proj.latents": "an IP-Adapter Plus, which resamples all states of the image encoder",
-    "image_proj.proj.0.weight": "an IP-Adapter of whole states or of faces",
+    "image_proj.proj.3.weight": "an IP-Adapter that makes a token of every state",
+    "image_proj.proj.0.weight": "an IP-Adapter of faces (FaceID)",
 }
 
 
@@ -58,18 +81,19 @@ def load_ip_adapter(path: str | Path, parts: Components, *, scale: float = 1.0) 
       ValueError: the file is damaged, or for another UNet.
     """
     stored = read_tensor_file(path)
-    _require_plain(path, stored)
+    if IMAGE_TOKENS in parts.models:
+        raise ValueError(f"the parts hold an IP-Adapter already; {path} needs parts without one")
+    _require_known(path, stored)
     old = parts.models["unet"]
-    rows, embedding = stored["image_proj.proj.weight"].shape
     kinds = {"dtype": old.config.dtype, "param_dtype": old.config.param_dtype}
-    width = old.config.context.width
-    tokens = ImageTokensConfig(embedding, width, count=max(rows // width, 1), **kinds)
-    network = image_tokens(tokens)
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
-    mine = {name: each for name, each in stored.items() if name.startswith("image_proj.")}
-    params = to_params(mine, shapes, rename=_token_name)
-    model = Model(tokens, network, params)
-    unet_model = _with_projections(old, stored, tokens.count)
+    seen = {
+        name.removeprefix("image_proj."): each
+        for name, each in stored.items()
+        if name.startswith("image_proj.")
+    }
+    read = _read_resampler if "latents" in seen else _read_projection
+    model = read(seen, old.config.context.width, kinds)
+    unet_model = _with_projections(old, stored, model.config.count)
     unet_model = unet_model._replace(params=scale_image(unet_model.params, scale))
     return parts._replace(models={**parts.models, "unet": unet_model, IMAGE_TOKENS: model})
 
@@ -82,6 +106,54 @@ def scale_image(params: Params, scale: ArrayLike) -> Params:
     flat = flatten(params)
     scaled = lambda route, leaf: (leaf * scale).astype(leaf.dtype) if "to_v_ip" in route else leaf
     return unflatten({route: scaled(route, leaf) for route, leaf in flat.items()})
+
+
+def _read_projection(tensors: Mapping[str, Any], width: int, kinds: dict[str, str]) -> Model:
+    """The layer of an adapter that sees an embedding."""
+    rows, embedding = tensors["proj.weight"].shape
+    config = ImageTokensConfig(embedding, width, count=max(rows // width, 1), **kinds)
+    rename = lambda name: re.sub(r"^proj\.", "image_embeds.", name)
+    return _loaded(config, image_tokens(config), tensors, rename)
+
+
+def _read_resampler(tensors: Mapping[str, Any], width: int, kinds: dict[str, str]) -> Model:
+    """The network of an adapter that sees all states."""
+    needed = "proj_in.weight", "layers.0.0.to_q.weight", "layers.0.1.1.weight"
+    if missing := [name for name in needed if name not in tensors]:
+        raise ValueError(f"the IP-Adapter lacks image_proj.{', image_proj.'.join(missing)}")
+    states, inner, hidden = (tensors[name].shape for name in needed)
+    config = ResamplerConfig(
+        state_features=states[1],
+        features=width,
+        count=tensors["latents"].shape[1],
+        width=tensors["latents"].shape[2],
+        depth=len({name.split(".")[1] for name in tensors if name.startswith("layers.")}),
+        heads=max(inner[0] // _HEAD_DIM, 1),
+        head_dim=_HEAD_DIM,
+        hidden=hidden[0],
+        **kinds,
+    )
+    apart: dict[str, Any] = {}
+    for name, each in tensors.items():
+        # keys and values are one matrix there
+        names = [name.replace("to_kv", kind) for kind in ("to_k", "to_v")]
+        pair = np.split(np.asarray(each), 2) if ".to_kv." in name else (each, each)
+        apart.update(zip(names, pair))
+    return _loaded(config, resampler(config), apart, _resampler_name)
+
+
+def _loaded(
+    config: Any, network: Functional, tensors: Mapping[str, Any], rename: Callable[[str], str]
+) -> Model:
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    return Model(config, network, to_params(tensors, shapes, rename=rename))
+
+
+def _resampler_name(name: str) -> str:
+    found = re.fullmatch(r"(layers\.\d+)\.(\d\.\w+)\.(\w+)", name)
+    if found is None:
+        return name
+    return f"{found[1]}.{_RESAMPLER.get(found[2], found[2])}.{found[3]}"
 
 
 def _with_projections(old: Model, stored: Mapping[str, Any], count: int) -> Model:
@@ -108,13 +180,14 @@ def _place(module: tuple[str, ...]) -> tuple:
     return first, [int(part) for part in module if part.isdecimal()]
 
 
-def _token_name(name: str) -> str:
-    return re.sub(r"^proj\.", "image_embeds.", name.removeprefix("image_proj."))
-
-
-def _require_plain(path: str | Path, stored: Mapping[str, Any]) -> None:
+def _require_known(path: str | Path, stored: Mapping[str, Any]) -> None:
     for name, kind in _OTHER_KINDS.items():
         if name in stored:
-            raise UnsupportedError(f"{path} is {kind}; supported are those of one embedding")
-    if "image_proj.proj.weight" not in stored:
-        raise UnsupportedError(f"{path} holds no IP-Adapter: image_proj.proj.weight is not in it")
+            raise UnsupportedError(
+                f"{path} is {kind}; supported are those of one embedding and those that resample"
+            )
+    if not {"image_proj.proj.weight", "image_proj.latents"} & stored.keys():
+        raise UnsupportedError(
+            f"{path} holds no IP-Adapter: neither image_proj.proj.weight nor image_proj.latents "
+            "is in it"
+        )

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,9 +8,11 @@ from safetensors.numpy import load_file, save_file
 
 from diffjax.networks import unet
 from diffjax.networks.attention import Attention
+from diffjax.networks.clip import Encoding
 from diffjax.networks.functional import flatten, functional
 from diffjax.networks.unet_context import ContextConfig
 from diffjax.networks.unet_latent_presets import sd1_unet
+from diffjax.pipelines.image_prompt import image_prompt, with_image_prompt
 from diffjax.pretrained import Components, Model, UnsupportedError, save_model
 from diffjax.pretrained.ip_adapter import IMAGE_TOKENS, load_ip_adapter, scale_image
 
@@ -42,9 +46,7 @@ def adapter(tmp_path_factory):
     draw = np.random.default_rng(0).standard_normal
     tensors = {"image_proj.proj.weight": draw((24, 5)), "image_proj.proj.bias": draw(24)}
     tensors |= {"image_proj.norm.weight": draw(6), "image_proj.norm.bias": draw(6)}
-    for number in (1, 3, 5, 7):
-        for name in ("to_k_ip", "to_v_ip"):
-            tensors[f"ip_adapter.{number}.{name}.weight"] = draw((16, 6))
+    tensors |= attentions(lambda *shape: draw(shape))
     path = tmp_path_factory.mktemp("adapter") / "ip-adapter.safetensors"
     save_file({name: each.astype(np.float32) for name, each in tensors.items()}, path)
     return path
@@ -98,11 +100,111 @@ def test_an_adapter_counts_the_middle_last_and_its_scale_is_linear(parts, adapte
     )
 
 
+def attentions(draw):
+    """Keys and values of an adapter for the UNet, its attentions counted as files count them."""
+    names = [
+        f"ip_adapter.{i}.{name}.weight" for i in (1, 3, 5, 7) for name in ("to_k_ip", "to_v_ip")
+    ]
+    return {name: draw(16, 6) for name in names}
+
+
+@pytest.fixture(scope="module")
+def plus(tmp_path_factory):
+    """One that resamples states of 5 features into 3 tokens, by two blocks of two heads."""
+    shapes = {"proj_in.weight": (8, 5), "proj_in.bias": (8,), "latents": (1, 3, 8)}
+    shapes |= {"proj_out.weight": (6, 8), "proj_out.bias": (6,)}
+    shapes |= {"norm_out.weight": (6,), "norm_out.bias": (6,)}
+    for layer in ("layers.0", "layers.1"):
+        for norm in ("0.norm1", "0.norm2", "1.0"):
+            shapes |= {f"{layer}.{norm}.{end}": (8,) for end in ("weight", "bias")}
+        shapes |= {f"{layer}.0.to_q.weight": (128, 8), f"{layer}.0.to_kv.weight": (256, 8)}
+        shapes |= {f"{layer}.0.to_out.weight": (8, 128)}
+        shapes |= {f"{layer}.1.1.weight": (32, 8), f"{layer}.1.3.weight": (8, 32)}
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.normal(0, 0.3, shape).astype(np.float32)
+    tensors = {f"image_proj.{name}": draw(*shape) for name, shape in shapes.items()}
+    path = tmp_path_factory.mktemp("plus") / "ip-adapter-plus.safetensors"
+    save_file({**tensors, **attentions(draw)}, path)
+    return path
+
+
+@pytest.mark.slow
+def test_a_resampler_is_that_of_diffusers(parts, plus):
+    torch = pytest.importorskip("torch")
+    embeddings = pytest.importorskip("diffusers.models.embeddings")
+    reference = embeddings.IPAdapterPlusImageProjection(
+        embed_dims=5, output_dims=6, hidden_dims=8, depth=2, dim_head=64, heads=2, num_queries=3
+    )
+    # where each of theirs stands in files
+    places = {
+        "ln0": "0.norm1",
+        "ln1": "0.norm2",
+        "attn.to_q": "0.to_q",
+        "attn.to_out.0": "0.to_out",
+    }
+    places |= {"ff.0": "1.0", "ff.1.net.0.proj": "1.1", "ff.1.net.2": "1.3"}
+    stored = {name: torch.tensor(each) for name, each in load_file(plus).items()}
+    found = {}
+    for name in reference.state_dict():
+        _, number, rest = name.split(".", 2) if name.startswith("layers.") else ("", "", name)
+        part, _, end = rest.rpartition(".")
+        layer = f"image_proj.layers.{number}."
+        if part in ("attn.to_k", "attn.to_v"):
+            both = stored[f"{layer}0.to_kv.weight"].chunk(2)
+            found[name] = both[part == "attn.to_v"]
+        else:
+            found[name] = stored[f"{layer}{places[part]}.{end}" if number else f"image_proj.{name}"]
+    reference.load_state_dict(found)
+    states = np.random.default_rng(1).standard_normal((2, 7, 5), np.float32)
+    with torch.no_grad():
+        expected = reference(torch.tensor(states)).numpy()
+    model = load_ip_adapter(plus, parts).models[IMAGE_TOKENS]
+    tokens = jax.jit(model.network.apply)(model.params, states)
+    assert tokens.shape == (2, 3, 6)
+    np.testing.assert_allclose(tokens, expected, atol=1e-5)
+
+
+def test_an_adapter_that_resamples_sees_states_and_others_an_embedding(parts, plus, adapter):
+    made = load_ip_adapter(plus, parts)
+    assert made.models["unet"].config.context.image_tokens == 3
+    encode = lambda params, pixels: Encoding(
+        pixels[:, 0], pixels[:, 0, 0], (pixels, params * pixels, pixels + 9.0)
+    )
+    config = SimpleNamespace(hidden_size=5, projection_dim=5)
+    encoder = SimpleNamespace(config=config, network=SimpleNamespace(apply=encode))
+    pixels = jnp.arange(30.0).reshape(1, 3, 2, 5)
+    # in front of the last of two layers
+    seen, nothing = image_prompt(made, encoder, 2.0, pixels)
+    np.testing.assert_array_equal(seen, 2.0 * pixels)
+    np.testing.assert_array_equal(nothing, jnp.zeros_like(pixels))
+    first, other = with_image_prompt([{"a": 1}, {"a": 2}], seen, nothing)
+    assert (first["image_prompt"] is seen, other["image_prompt"] is nothing) == (True, True)
+    plain = load_ip_adapter(adapter, parts)
+    np.testing.assert_array_equal(image_prompt(plain, encoder, 2.0, pixels)[0], pixels[:, 0, 0])
+    config.hidden_size = 4
+    with pytest.raises(ValueError, match="states of 5 features, and this image encoder makes 4"):
+        image_prompt(made, encoder, 2.0, pixels)
+
+
+def test_damaged_and_second_adapters_are_refused(parts, plus, tmp_path):
+    tensors = load_file(plus)
+    del tensors["image_proj.layers.0.0.to_q.weight"], tensors["image_proj.proj_out.bias"]
+    save_file(tensors, tmp_path / "damaged.safetensors")
+    with pytest.raises(ValueError, match=r"lacks image_proj\.layers\.0\.0\.to_q\.weight"):
+        load_ip_adapter(tmp_path / "damaged.safetensors", parts)
+    wide = {**load_file(plus), "image_proj.norm_out.weight": np.ones(7, np.float32)}
+    save_file(wide, tmp_path / "wide.safetensors")
+    with pytest.raises(ValueError, match="wrong shape"):
+        load_ip_adapter(tmp_path / "wide.safetensors", parts)
+    with pytest.raises(ValueError, match="hold an IP-Adapter already"):
+        load_ip_adapter(plus, load_ip_adapter(plus, parts))
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("image_proj.latents", "IP-Adapter Plus"),
-        ("image_proj.proj.0.weight", "whole states or of faces"),
+        ("image_proj.proj.3.weight", "a token of every state"),
+        ("image_proj.proj.0.weight", "of faces"),
         ("other", "holds no IP-Adapter"),
     ],
 )
