@@ -100,7 +100,7 @@ def with_drops(
 
 
 def dropped(keys: Array, prob: float) -> Array:
-    """Which samples are told nothing: [B] bool, from the key of each."""
+    """Which samples are told nothing, each with the probability `prob`: [B] bool from [B] keys."""
     return jax.vmap(lambda key: jax.random.bernoulli(key, prob))(keys)
 
 
@@ -114,6 +114,9 @@ def with_image(apply: Callable[..., Array], name: str = "image") -> Callable[...
     Args:
       apply: the network of all the channels.
       name: of the argument [B, H, W, channels] that holds the image.
+
+    Raises:
+      ValueError: when it is called, the image is missing or has other sides than x.
 
     >>> apply = with_image(lambda params, x, t, keys: x)
     >>> apply({}, jnp.zeros((1, 4, 4, 3)), None, image=jnp.ones((1, 4, 4, 1))).shape

@@ -112,7 +112,11 @@ def dataset(points: ArrayLike) -> Mixture:
 
 
 def moments(distribution: Mixture) -> tuple[Array, Array]:
-    """Mean [D] and covariance [D, D] of a mixture."""
+    """Mean [D] and covariance [D, D] of a mixture.
+
+    Args:
+      distribution: K components in D dimensions.
+    """
     weights = jnp.exp(jnp.asarray(distribution.log_weights))
     means = jnp.asarray(distribution.means)
     mean = weights @ means
@@ -167,6 +171,13 @@ def denoiser(distribution: Mixture) -> Denoiser:
     Valid at every level: at alpha = 0 it returns the mean of the data, at sigma = 0, where x is
     clean, x / alpha. For a large data set pass the mixture through `jit` as an argument, or it is
     compiled in as a constant.
+
+    Args:
+      distribution: of the clean data.
+
+    Returns:
+      (x [B, ...], level with leaves scalar or [B]) -> [B, ...]; it raises ValueError where x has
+      other than D numbers a sample.
     """
 
     def denoise(x: Array, level: NoiseLevel) -> Array:
@@ -190,6 +201,9 @@ def coordinatewise(denoise: Denoiser) -> Denoiser:
     """Apply a denoiser of one-dimensional data to every coordinate of x on its own.
 
     The denoiser of data whose coordinates are independent and all distributed alike.
+
+    Args:
+      denoise: of x [n, 1] and levels with leaves scalar or [n].
     """
 
     def each(x: Array, level: NoiseLevel) -> Array:
@@ -250,6 +264,9 @@ def probability_flow(
 
     Returns:
       [B, ...] data at `next_`.
+
+    Raises:
+      ValueError: several components in several dimensions.
     """
     num_components, dims = distribution.means.shape
     mix = _in_dtype(distribution, x)

@@ -71,9 +71,9 @@ def runge_kutta(num_steps: ArrayLike) -> Integrate:
                 return (slope, _move(total, weight * h, slope)), None
 
             zero = jax.tree.map(jnp.zeros_like, state)
-            return lax.scan(stage, (zero, state), (jnp.asarray(reaches), jnp.asarray(weights)))[0][
-                1
-            ]
+            rows = jnp.asarray(reaches), jnp.asarray(weights)
+            (_, total), _ = lax.scan(stage, (zero, state), rows)
+            return total
 
         return lax.fori_loop(0, num_steps, step, state)
 

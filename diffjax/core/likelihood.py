@@ -37,6 +37,7 @@ from diffjax.core.keys import fold_in_each
 from diffjax.core.levels import NoiseLevel
 from diffjax.core.parameterizations import Denoiser
 from diffjax.core.probability_flow import position_of, velocity_field
+from diffjax.core.samples import inner_each
 from diffjax.core.sampling import per_sample
 from diffjax.core.schedules import Schedule, num_train_steps
 
@@ -61,7 +62,7 @@ def exact_trace(*, chunk_size: int = 16) -> Trace:
             basis = jnp.zeros(size, x.dtype).at[d].set(1.0).reshape(x.shape[1:])
             # samples do not depend on each other: one product serves the whole batch
             (row,) = pull_back(jnp.broadcast_to(basis, x.shape))
-            return _inner(row, basis)
+            return inner_each(row, basis)
 
         entries = lax.map(diagonal, jnp.arange(size), batch_size=min(chunk_size, size))
         return value, jnp.sum(entries, axis=0)
@@ -92,7 +93,7 @@ def hutchinson_trace(num_probes: int = 1, *, probes: str = "rademacher") -> Trac
             draw = lambda key: PROBES[probes](key, x.shape[1:], x.dtype)
             probe = jax.vmap(draw)(fold_in_each(keys, i))
             (row,) = pull_back(probe)
-            return _inner(row, probe)
+            return inner_each(row, probe)
 
         return value, jnp.mean(jax.vmap(quadratic)(jnp.arange(num_probes)), axis=0)
 
@@ -233,7 +234,7 @@ def logit_normal_places(noise: Array, mean: ArrayLike, log_std: ArrayLike) -> tu
     places = mean + jnp.exp(log_std) * noise
     # log(u (1 - u)), which rounds to log(0) when written so
     slope = jax.nn.log_sigmoid(places) + jax.nn.log_sigmoid(-places) + log_std
-    return jax.nn.sigmoid(places), _standard_normal(noise) - _inner(slope, jnp.ones_like(noise))
+    return jax.nn.sigmoid(places), _standard_normal(noise) - inner_each(slope, jnp.ones_like(noise))
 
 
 def uniform_each(keys: Array, shape: tuple[int, ...]) -> Array:
@@ -244,10 +245,4 @@ def uniform_each(keys: Array, shape: tuple[int, ...]) -> Array:
 def _standard_normal(z: Array) -> Array:
     """log N(z; 0, I) of each sample."""
     size = math.prod(z.shape[1:])
-    return -0.5 * (_inner(z, z) + size * math.log(2.0 * math.pi))
-
-
-def _inner(a: Array, b: Array) -> Array:
-    """Inner product of each sample: [B]."""
-    product = a * b
-    return jnp.sum(product.reshape(product.shape[0], -1), axis=1)
+    return -0.5 * (inner_each(z, z) + size * math.log(2.0 * math.pi))

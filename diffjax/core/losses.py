@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from diffjax.core.keys import BatchKeys
@@ -63,6 +62,7 @@ from diffjax.core.parameterizations import (
     split_learned_variance,
     target,
 )
+from diffjax.core.samples import mean_each
 from diffjax.core.schedules import Schedule, Table
 from diffjax.core.variational import bound_term, log_variances
 
@@ -130,6 +130,7 @@ def diffusion_loss(
         call, the network's output has another shape than x0.
       KeyError: in a call, the batch holds no "x0".
 
+    >>> import jax.numpy as jnp
     >>> from diffjax.core.schedules import linear_betas
     >>> loss = diffusion_loss(lambda params, x, t, keys: params * x, linear_betas())
     >>> loss(0.0, {"x0": jnp.zeros((4, 8, 8, 1))}, jax.random.key(0))[0].shape
@@ -224,11 +225,16 @@ def regression_error(
         )
     # the target of the score is infinite at sigma = 0
     wanted = target(parameterization, x0, noise, off_the_ends(level))
-    return jnp.mean((output - wanted) ** 2, axis=tuple(range(1, x0.ndim)))
+    return mean_each((output - wanted) ** 2)
 
 
 def split_batch(batch: Batch) -> tuple[Array, dict[str, Array]]:
-    """The clean data of a batch, and the rest: the network's conditioning."""
+    """The clean data of a batch, and the rest: the network's conditioning.
+
+    Raises:
+      TypeError: the batch is no dict.
+      KeyError: it holds no "x0".
+    """
     if not isinstance(batch, Mapping):
         raise TypeError(f"The batch is a {type(batch).__name__}; needed is a dict with 'x0'.")
     if "x0" not in batch:

@@ -311,7 +311,11 @@ def make_learned_variance_denoiser(
 
 
 def split_learned_variance(output: Array, x: Array) -> tuple[Array, Array]:
-    """Halve the channels of a network output [..., 2 C] into prediction and variance values."""
+    """Halve the channels of a network output [..., 2 C] into prediction and variance values.
+
+    Raises:
+      ValueError: the output has other than twice the channels of x.
+    """
     if output.shape != (*x.shape[:-1], 2 * x.shape[-1]):
         raise ValueError(
             f"The network returned {output.shape} for an input of {x.shape}; a learned variance "

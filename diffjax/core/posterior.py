@@ -81,6 +81,9 @@ def fill(distribution: Mixture, values: ArrayLike, mask: ArrayLike) -> Mixture:
     Returns:
       The posterior of all D coordinates; the known ones do not vary.
 
+    Raises:
+      ValueError: shapes that do not fit, a mask of other numbers; and as of `condition`.
+
     >>> from diffjax.core.exact import gaussian, moments
     >>> square = gaussian([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]])
     >>> moments(fill(square, [2.0, 0.0], [0, 1]))[0].round(4).tolist()

@@ -76,7 +76,11 @@ def initial_noise(key: Array, shape: tuple[int, ...], level: NoiseLevel) -> Arra
 
 
 def per_sample(key: Array, batch_size: int) -> Array:
-    """Keys of the samples 0 .. batch_size - 1, unless `key` holds [B] keys already."""
+    """Keys of the samples 0 .. batch_size - 1, unless `key` holds [B] keys already.
+
+    Raises:
+      ValueError: a key of the old kind, another number of keys, or no key at all.
+    """
     typed = isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if typed and key.ndim == 0:
         return sample_keys(key, jnp.arange(batch_size, dtype=jnp.int32))

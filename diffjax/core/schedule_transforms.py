@@ -111,6 +111,9 @@ def shifted(schedule: Schedule, shift: float) -> Shifted:
         Levels beyond its noisiest one are told that one's time.
       shift: positive; above 1 there is more noise. 1 is off.
 
+    Raises:
+      ValueError: the shift is not positive.
+
     >>> from diffjax.core.sigma_schedules import flow
     >>> float(shifted(flow(), 3.0)(0.5).sigma)
     0.75
@@ -147,6 +150,10 @@ def between(schedule: Schedule, start: float, end: float) -> Between:
     Args:
       schedule: in continuous time.
       start, end: 0 <= start < end <= 1.
+
+    Raises:
+      TypeError: the schedule is a table.
+      ValueError: times that are not in this order.
 
     >>> from diffjax.core.vp_schedules import linear
     >>> float(between(linear(), 1e-3, 1.0)(0.0).sigma) > 0

@@ -132,6 +132,9 @@ def from_betas(betas: np.ndarray, *, final_alpha_cumprod: float = 1.0) -> Table:
         first entry of alphas_cumprod (latent diffusion's `set_alpha_to_one=False`) keeps a trace
         of noise.
 
+    Raises:
+      ValueError: no betas, or one that is out of range.
+
     >>> from_betas(np.full(10, 0.1)).num_train_steps
     10
     """
@@ -152,6 +155,9 @@ def from_alphas_cumprod(alphas_cumprod: np.ndarray, *, final_alpha_cumprod: floa
     Args:
       alphas_cumprod: [T].
       final_alpha_cumprod: alpha^2 at time step -1, at least alphas_cumprod[0]: see `from_betas`.
+
+    Raises:
+      ValueError: no values, one outside of [0, 1], or one larger than that of the step before.
     """
     alphas_cumprod = np.asarray(alphas_cumprod, np.float64)
     if alphas_cumprod.ndim != 1 or alphas_cumprod.size == 0:
@@ -180,6 +186,9 @@ def from_sigmas(sigmas: np.ndarray) -> Table:
     Args:
       sigmas: [T] positive, increasing.
 
+    Raises:
+      ValueError: no sigmas, one that is not positive or not finite, or one that does not increase.
+
     >>> from_sigmas(np.array([0.1, 1.0, 10.0]))(2).sigma
     Array(10., dtype=float32)
     """
@@ -204,6 +213,13 @@ def linear_betas(
 
     Source: DDPM, arXiv:2006.11239, Section 4.
 
+    Args:
+      beta_start, beta_end: the first and the last beta, 0 < beta_start < beta_end <= 1.
+      num_steps: T, at least 1.
+
+    Raises:
+      ValueError: betas that are out of range or do not increase, or no step.
+
     >>> schedule = linear_betas(1e-4, 0.02, num_steps=1000)
     >>> round(float(schedule(jnp.array(999)).alpha), 4)
     0.0064
@@ -214,7 +230,10 @@ def linear_betas(
 def scaled_linear_betas(
     beta_start: float = 0.00085, beta_end: float = 0.012, *, num_steps: int = 1000
 ) -> Table:
-    """Latent diffusion's table: sqrt(beta) evenly spaced. Source: arXiv:2112.10752."""
+    """Latent diffusion's table: sqrt(beta) evenly spaced. Source: arXiv:2112.10752.
+
+    Arguments (beta_start, beta_end, num_steps) and errors as of `linear_betas`.
+    """
     check_positive("scaled_linear_betas", beta_start=beta_start)
     return from_betas(_betas("scaled_linear_betas", beta_start**0.5, beta_end**0.5, num_steps) ** 2)
 
@@ -225,6 +244,14 @@ def cosine_betas(*, num_steps: int = 1000, offset: float = 0.008, max_beta: floa
         beta_t = min(1 - f(t + 1) / f(t), max_beta),    f(t) = cos^2(pi / 2 * (t / T + s) / (1 + s))
 
     Source: Improved DDPM, arXiv:2102.09672, Eq. 17.
+
+    Args:
+      num_steps: T, at least 1.
+      offset: s, at least 0; a larger one makes the first steps noisier.
+      max_beta: in (0, 1]; with 1 the last step is pure noise.
+
+    Raises:
+      ValueError: no step, or numbers that make betas outside of (0, 1).
     """
     check_num_steps("cosine_betas", num_steps)
     angle = (np.arange(num_steps + 1) / num_steps + offset) / (1.0 + offset) * np.pi / 2
@@ -238,6 +265,8 @@ def sigmoid_betas(
     """Betas that follow a sigmoid of an even grid on [-6, 6], between the two ends.
 
     Source: GeoDiff, arXiv:2203.02923 (and the schedule named "sigmoid" in several libraries).
+
+    Arguments (beta_start, beta_end, num_steps) and errors as of `linear_betas`.
     """
     check_order("sigmoid_betas", beta_start=beta_start, beta_end=beta_end)
     shape = 1.0 / (1.0 + np.exp(-_betas("sigmoid_betas", -6.0, 6.0, num_steps)))
@@ -251,6 +280,13 @@ def geometric_sigmas(
 
     NCSN took 10 of them from 0.01 to 1, NCSNv2 232 from 0.01 to 50, NCSN++ 1000 from 0.01 to 50.
     Sources: arXiv:1907.05600, Section 3; arXiv:2006.09011, Section 3; arXiv:2011.13456, Appendix C.
+
+    Args:
+      sigma_min, sigma_max: the first and the last sigma, 0 < sigma_min < sigma_max.
+      num_steps: T, at least 1.
+
+    Raises:
+      ValueError: sigmas that are not positive or do not increase, or no step.
 
     >>> geometric_sigmas(0.01, 1.0, num_steps=3).sigma.tolist()
     [0.0, 0.01, 0.1, 1.0]
@@ -269,6 +305,10 @@ def zero_terminal_snr(table: Table) -> Table:
     Source: Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed",
     arXiv:2305.08891, Algorithm 1. Predictions of eps or of the score are undefined at the last
     step of the result: use v, velocity or x0.
+
+    Raises:
+      TypeError: a schedule in continuous time.
+      ValueError: a table of unscaled data, or one that has the same level at both ends.
     """
     if not isinstance(table, Table):
         raise TypeError(

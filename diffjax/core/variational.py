@@ -25,6 +25,7 @@ from diffjax.core.levels import (
     reverse_variances,
 )
 from diffjax.core.parameterizations import Denoiser, LearnedVariance
+from diffjax.core.samples import mean_each
 from diffjax.core.sampling import per_sample
 from diffjax.core.schedules import Table
 
@@ -176,4 +177,4 @@ def variational_bound(
 
 def bits_per_dim(nats: Array) -> Array:
     """Nats of each dimension, [B, ...], as the mean number of bits of each sample: [B]."""
-    return jnp.mean(nats.reshape(nats.shape[0], -1), axis=1) / jnp.log(2.0)
+    return mean_each(nats) / jnp.log(2.0)

@@ -108,7 +108,10 @@ def linear(beta_min: float = 0.1, beta_max: float = 20.0) -> Linear:
     T = 1000 is 0.1 .. 20. Source: Score SDE, arXiv:2011.13456, Eq. 33.
 
     Args:
-      beta_min, beta_max: rates at t = 0 and t = 1, positive.
+      beta_min, beta_max: rates at t = 0 and t = 1, 0 < beta_min < beta_max.
+
+    Raises:
+      ValueError: they are not positive, or beta_max is not the larger.
 
     >>> level = linear()(jnp.array(0.0))
     >>> float(level.alpha), float(level.sigma)
@@ -130,7 +133,7 @@ def sub_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> SubVp:
     Source: Score SDE, arXiv:2011.13456, Eqs. 12 and 29.
 
     Args:
-      beta_min, beta_max: rates at t = 0 and t = 1, positive.
+      beta_min, beta_max: as of `linear`.
 
     >>> level = sub_vp()(jnp.array(0.5))
     >>> round(float(level.alpha**2 + level.sigma), 6)
@@ -150,7 +153,7 @@ def scaled_linear(beta_min: float = 0.85, beta_max: float = 12.0) -> ScaledLinea
     Source: Latent Diffusion Models, arXiv:2112.10752 (betas 0.00085 .. 0.012 with T = 1000).
 
     Args:
-      beta_min, beta_max: rates at t = 0 and t = 1, positive.
+      beta_min, beta_max: as of `linear`.
     """
     check_order("scaled_linear", beta_min=beta_min, beta_max=beta_max)
     check_positive("scaled_linear", beta_min=beta_min)
@@ -166,6 +169,9 @@ def cosine(offset: float = 0.008) -> Cosine:
 
     Args:
       offset: s >= 0; a larger one makes the first steps noisier.
+
+    Raises:
+      ValueError: a negative offset.
 
     >>> level = cosine()(jnp.array([0.0, 1.0]))
     >>> level.alpha.tolist(), level.sigma.tolist()
@@ -187,6 +193,9 @@ def sigmoid(start: float = -3.0, end: float = 3.0, temperature: float = 1.0) -> 
     Args:
       start, end: interval of the sigmoid that is used, start < end.
       temperature: positive; smaller is steeper.
+
+    Raises:
+      ValueError: start is not below end, or the temperature is not positive.
     """
     check_order("sigmoid", start=start, end=end)
     check_positive("sigmoid", temperature=temperature)

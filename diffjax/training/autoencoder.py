@@ -34,6 +34,7 @@ from diffjax.core.keys import sample_keys
 from diffjax.core.latents import Posterior, posterior_kl, sample_posterior
 from diffjax.core.losses import Loss
 from diffjax.core.noising import as_batch_keys
+from diffjax.core.samples import mean_each
 
 Images = Array
 # images [B, H, W, C] -> layers of features, each [B, h, w, channels]
@@ -63,10 +64,16 @@ class Discriminator(NamedTuple):
 def psnr(images: Images, others: Images) -> Array:
     """The peak signal-to-noise ratio for images in [-1, 1]: 10 log10(4 / mean squared difference).
 
+    Args:
+      images, others: [B, H, W, C].
+
+    Returns:
+      [B] decibels.
+
     >>> psnr(jnp.zeros((1, 2, 2, 3)), jnp.full((1, 2, 2, 3), 0.2)).round(2).tolist()
     [20.0]
     """
-    return 10.0 * jnp.log10(4.0 / _per_sample(jnp.square(images - others)))
+    return 10.0 * jnp.log10(4.0 / mean_each(jnp.square(images - others)))
 
 
 def perceptual_distance(features: Features, images: Images, others: Images) -> Array:
@@ -88,7 +95,7 @@ def perceptual_distance(features: Features, images: Images, others: Images) -> A
     """
     layers = zip(features(images), features(others))
     differences = [jnp.square(_unit(one) - _unit(other)).sum(-1) for one, other in layers]
-    return sum((_per_sample(each) for each in differences), start=jnp.zeros(len(images)))
+    return sum((mean_each(each) for each in differences), start=jnp.zeros(len(images)))
 
 
 def autoencoder_loss(
@@ -137,7 +144,7 @@ def autoencoder_loss(
         raise ValueError(f"error is {error!r}; expected one of {', '.join(ERRORS)}.")
 
     def errors_of(images: Images, reconstructions: Images) -> Array:
-        errors = _per_sample(ERRORS[error](images - reconstructions))
+        errors = mean_each(ERRORS[error](images - reconstructions))
         if features is None:
             return errors
         return errors + perceptual_weight * perceptual_distance(features, images, reconstructions)
@@ -154,7 +161,7 @@ def autoencoder_loss(
             return losses, metrics
 
         judge, frozen = discriminator.apply, lax.stop_gradient(params["discriminator"])
-        verdict = lambda y: -_per_sample(judge(frozen, y))
+        verdict = lambda y: -mean_each(judge(frozen, y))
         still, drawn = lax.stop_gradient((own, z))
         balance = _balance(
             lambda kernel: decode(_with(still, last_layer, kernel), drawn), _at(still, last_layer),
@@ -175,7 +182,7 @@ def hinge(
     """The loss of a discriminator for each image, [B]; nothing flows into the reconstructions."""
     real = apply(params, images)
     fake = apply(params, lax.stop_gradient(reconstructions))
-    return 0.5 * (_per_sample(jax.nn.relu(1.0 - real)) + _per_sample(jax.nn.relu(1.0 + fake)))
+    return 0.5 * (mean_each(jax.nn.relu(1.0 - real)) + mean_each(jax.nn.relu(1.0 + fake)))
 
 
 def each_part(optimizer: Callable[[], optax.GradientTransformation]) -> Any:
@@ -228,7 +235,3 @@ def _unit(features: Array) -> Array:
     # inside the root: the gradient of a length is NaN at zero
     length = jnp.sqrt(jnp.square(features).sum(-1, keepdims=True) + 1e-10)
     return features / length
-
-
-def _per_sample(values: Array) -> Array:
-    return values.reshape(len(values), -1).mean(1)

@@ -118,7 +118,11 @@ def score_gain(level: NoiseLevel) -> Array:
 
 
 def total(values: Array, x: Array, name: str) -> Array:
-    """The sum of one number for each sample, which is what is differentiated."""
+    """The sum of one number for each sample of x, which is what is differentiated.
+
+    Raises:
+      ValueError: the function `name` returned values of another shape than [B].
+    """
     if values.shape != x.shape[:1]:
         raise ValueError(
             f"{name} returned the shape {values.shape} for {x.shape[0]} samples; it must be "

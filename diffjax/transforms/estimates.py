@@ -94,7 +94,12 @@ def x0_of(estimate: Any) -> Array:
 
 
 def pair(estimates: Any) -> tuple[Any, Array]:
-    """The conditional estimate and the unconditional x0, for solvers that guide on their own."""
+    """The conditional estimate and the unconditional x0, for solvers that guide on their own.
+
+    Raises:
+      TypeError: there is only one estimate.
+      ValueError: there are more than two.
+    """
     if isinstance(estimates, LearnedVariance) or not isinstance(estimates, tuple):
         raise TypeError(
             "This solver guides by itself: in the place of the denoiser it takes the estimates of "

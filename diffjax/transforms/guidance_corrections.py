@@ -24,6 +24,7 @@ from diffjax.core.parameterizations import (
     velocity,
 )
 from diffjax.core.parameterizations import x0 as x0_prediction
+from diffjax.core.samples import inner_each
 from diffjax.transforms.estimates import x0_of
 from diffjax.transforms.guidance import Scale, noise_angle, scale_at
 
@@ -180,7 +181,7 @@ def apg(
 
 def projected(difference: Array, x0: Array, *, parallel: ArrayLike, threshold: ArrayLike) -> Array:
     """The difference of two estimates as APG uses it: see `apg`. All [B, ...]."""
-    length = expand(safe_sqrt(_inner(difference, difference)), x0)
+    length = expand(safe_sqrt(inner_each(difference, difference)), x0)
     long = length > threshold
     # double where: no length, no quotient
     difference = jnp.where(long, threshold / jnp.where(long, length, 1.0), 1.0) * difference
@@ -190,8 +191,8 @@ def projected(difference: Array, x0: Array, *, parallel: ArrayLike, threshold: A
 
 def projection(a: Array, b: Array) -> Array:
     """The part of a along b, <a, b> b / |b|^2, for each sample; 0 where b = 0. All [B, ...]."""
-    square = _inner(b, b)
-    share = jnp.where(square > 0, _inner(a, b) / jnp.where(square > 0, square, 1.0), 0.0)
+    square = inner_each(b, b)
+    share = jnp.where(square > 0, inner_each(a, b) / jnp.where(square > 0, square, 1.0), 0.0)
     return expand(share, b) * b
 
 
@@ -203,8 +204,3 @@ def _prediction(row: Parameterization, x: Array, x0: Array, level: NoiseLevel) -
 def _spread(values: Array) -> Array:
     """Standard deviation of each sample: [B]."""
     return safe_sqrt(jnp.var(values.reshape(values.shape[0], -1), axis=1))
-
-
-def _inner(a: Array, b: Array) -> Array:
-    """Inner product of each sample: [B]."""
-    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)

@@ -53,6 +53,9 @@ def blur(kernel: ArrayLike, *, boundary: str = "reflect") -> Operator:
       boundary: what lies outside: "reflect" (the picture mirrored at its edge), "wrap" (the
         other side) or "constant" (0).
 
+    Raises:
+      ValueError: a kernel with an even side or other than two axes, or another boundary.
+
     >>> blur([[0.25, 0.5, 0.25]])(jnp.array([0.0, 4.0, 0.0]).reshape(1, 1, 3, 1)).ravel()
     Array([1., 2., 1.], dtype=float32)
     """
@@ -87,6 +90,9 @@ def separable_blur(
       kernel: [n], odd, for example `gaussian_kernel(std)`; concrete.
       shape: (H, W) of the pictures.
       boundary: as for `blur`.
+
+    Raises:
+      ValueError: a kernel of even length or with several axes, or another boundary.
     """
     kernel = np.asarray(kernel, np.float64)
     if kernel.ndim != 1 or kernel.size % 2 == 0:
@@ -120,6 +126,9 @@ def downsample(shape: tuple[int, int], factor: int, *, method: str = "area") -> 
       method: "area", the mean of each block; or "cubic", Keys' cubic kernel as wide as the factor
         (bicubic with antialiasing).
 
+    Raises:
+      ValueError: the factor does not divide both sides, or another method.
+
     >>> downsample((2, 2), 2)(jnp.arange(4.0).reshape(1, 2, 2, 1)).round(4).tolist()
     [[[[1.5]]]]
     """
@@ -136,6 +145,9 @@ def downsample(shape: tuple[int, int], factor: int, *, method: str = "area") -> 
 
 def grey(weights: ArrayLike = (0.299, 0.587, 0.114)) -> Spectral:
     """Colour to grey: [B, H, W, 3] -> [B, H, W, 1], by default the luma of ITU-R BT.601.
+
+    Args:
+      weights: [3] of red, green and blue.
 
     >>> grey()(jnp.ones((1, 1, 1, 3))).round(4).tolist()
     [[[[1.0]]]]
@@ -156,6 +168,9 @@ def radon(angles: ArrayLike) -> Operator:
 
     Returns:
       An operator [B, N, N, C] -> [B, A, N, C], one detector for each column.
+
+    Raises:
+      ValueError: angles with several axes; when it is called, pictures that are not square.
 
     >>> radon([0.0])(jnp.ones((1, 4, 4, 1)))[0, 0, :, 0]
     Array([2., 2., 2., 2.], dtype=float32)

@@ -31,6 +31,7 @@ from jax.typing import ArrayLike
 
 from diffjax.core.keys import Normal, fold_in_each, normal_each
 from diffjax.core.levels import NoiseLevel, expand, expand_level, q_posterior, safe_sqrt
+from diffjax.core.samples import inner_each
 from diffjax.core.sampling import Solver
 from diffjax.transforms.linear import Operator, adjoint, conjugate_gradients, residual
 from diffjax.transforms.posterior_mean import check_positive, isotropic_variance, linearise
@@ -69,6 +70,9 @@ def twisted(
       max_iterations: of conjugate gradients.
       normal: how noise is drawn; another function than the default may replay recorded draws.
 
+    Raises:
+      ValueError: sigma_y is not positive; when sampling starts, K does not divide B.
+
     >>> solver = twisted(lambda x: x[:, :1], jnp.ones((1, 1)), sigma_y=0.1, num_particles=8)
     """
     check_positive("twisted", sigma_y)
@@ -88,7 +92,7 @@ def twisted(
         variance = expand(jnp.asarray(sigma_y), difference) ** 2
         predicted = lambda v: operator(spread * transpose(v)) + variance * v
         solved = conjugate_gradients(predicted, difference, max_iterations=max_iterations)
-        return -0.5 * _inner(difference, solved), transpose(solved)
+        return -0.5 * inner_each(difference, solved), transpose(solved)
 
     def step(keys, x, log_weights, denoise, current, next_):
         x0, covariance, _ = linearise(denoise, x, current)
@@ -110,21 +114,17 @@ def twisted(
         moved = mean + lean + std * noise
         # log p(x_s | x_t) - log proposal(x_s | x_t)
         away = lean / jnp.where(std > 0, std, 1.0)
-        log_weights = log_weights - log_twist - _inner(away, 0.5 * away + noise)
+        log_weights = log_weights - log_twist - inner_each(away, 0.5 * away + noise)
 
         difference = residual(operator, y, moved)
         difference = difference / expand(jnp.asarray(sigma_y), difference)
-        likelihood = -0.5 * _inner(difference, difference)
+        likelihood = -0.5 * inner_each(difference, difference)
         final, _ = resample(
             fold_in_each(keys, AT_THE_END), log_weights + likelihood, num_particles, 1.0
         )
         return jnp.where(noisy, moved, moved[final]), jnp.where(noisy, log_weights, 0.0)
 
     return Solver(init, step)
-
-
-def _inner(a: Array, b: Array) -> Array:
-    return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))
 
 
 def resample(

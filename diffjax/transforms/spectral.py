@@ -110,6 +110,9 @@ def fourier(keep: ArrayLike) -> Spectral:
       An operator on complex images [B, H, W, 2], whose two channels are real and imaginary part;
       y has the same form, with 0 where nothing was measured.
 
+    Raises:
+      ValueError: `keep` has other than two axes; when it is called, x is no such image.
+
     >>> fourier(np.ones((2, 2)))(jnp.ones((1, 2, 2, 2)))[0, 0, 0].tolist()
     [2.0, 2.0]
     """

@@ -63,6 +63,14 @@ def tile_starts(
 ) -> list[np.ndarray]:
     """Where the tiles start along each spatial axis.
 
+    Args:
+      canvas, tile: their spatial shapes.
+      stride: distance of neighbouring tiles along each axis.
+
+    Raises:
+      ValueError: the three differ in their axes, a tile is larger than the canvas, or the stride
+        leaves gaps.
+
     >>> [starts.tolist() for starts in tile_starts((9, 4), (4, 4), (2, 2))]
     [[0, 2, 4, 5], [0]]
     """
@@ -79,7 +87,7 @@ def tile_starts(
 
 
 def tile_counts(canvas: Sequence[int], tile: Sequence[int], stride: Sequence[int]) -> np.ndarray:
-    """How many tiles lie over each place of a canvas.
+    """How many tiles lie over each place of a canvas. Arguments and errors as of `tile_starts`.
 
     >>> tile_counts((5,), (4,), (2,))
     array([1, 2, 2, 2, 1])
@@ -94,7 +102,7 @@ def tile_counts(canvas: Sequence[int], tile: Sequence[int], stride: Sequence[int
 
 
 def num_tiles(canvas: Sequence[int], tile: Sequence[int], stride: Sequence[int]) -> int:
-    """How many tiles cover a canvas.
+    """How many tiles cover a canvas. Arguments and errors as of `tile_starts`.
 
     >>> num_tiles((9, 4), (4, 4), (2, 2))
     4

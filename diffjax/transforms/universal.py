@@ -23,6 +23,7 @@ from jax.typing import ArrayLike
 
 from diffjax.core.levels import NoiseLevel, expand
 from diffjax.core.parameterizations import Denoiser, map_x0
+from diffjax.core.samples import mean_each
 from diffjax.transforms.classifier import score_gain, total
 from diffjax.transforms.estimates import x0_of
 from diffjax.transforms.guidance import Scale, scale_at
@@ -105,8 +106,7 @@ def match_statistics(statistics: Callable[[Array], Array], wanted: ArrayLike) ->
     """
 
     def loss(x0: Array) -> Array:
-        gap = statistics(x0) - wanted
-        return (gap**2).reshape(gap.shape[0], -1).mean(axis=1)
+        return mean_each((statistics(x0) - wanted) ** 2)
 
     return loss
 
