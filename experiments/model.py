@@ -32,7 +32,7 @@ from diffjax.core.conditioning import Condition
 from diffjax.core.learned_schedule import LearnedLogsnr
 from diffjax.core.levels import ratio_of
 from diffjax.core.likelihood import cleanest_level, noisiest_level
-from diffjax.core.parameterizations import map_x0
+from diffjax.core.parameterizations import Denoiser, map_x0
 from diffjax.core.schedules import Schedule, num_train_steps
 from diffjax.networks import Functional
 from diffjax.solvers import SOLVERS
@@ -247,7 +247,6 @@ def sampling_denoiser(
     read_map = attention_reader(config)
     other = other_network(config, network, None if guidance is None else guidance.weaker)
     nulls = [Condition({"labels": config.network.num_classes or 0})] if text is None else [text]
-    loss = None if options.loss is None else load_function("--loss", options.loss)
     clip = dj.clip_denoised if options.clip else lambda denoise: denoise
 
     def told(network, params, conditioning, how=with_condition) -> Any:
@@ -284,12 +283,16 @@ def sampling_denoiser(
             )
             scale = options.classifier_scale
             denoise = dj.classifier_guidance(denoise, log_prob, guidance_scale=scale)
-        if loss is not None:
-            denoise = dj.forward_guidance(denoise, loss, strength=options.loss_strength)
-            denoise = dj.backward_guidance(denoise, loss, step_size=options.loss_step_size)
-        return clip(denoise)
+        return clip(denoise if options.loss is None else by_loss(denoise, options))
 
     return denoiser
+
+
+def by_loss(denoise: Denoiser, options: SampleOptions) -> Denoiser:
+    """The denoiser, guided by the loss that the options name."""
+    loss = load_function("--loss", str(options.loss))
+    denoise = dj.forward_guidance(denoise, loss, strength=options.loss_strength)
+    return dj.backward_guidance(denoise, loss, step_size=options.loss_step_size)
 
 
 def plain_denoiser(config: Config, options: SampleOptions) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 from jax.sharding import Mesh
 
-from choices import listed
+from choices import listed, load_function
 from compositions import read_composition
 from config import Config
 from diffjax.networks import Functional
@@ -85,6 +85,8 @@ def steering_options(args: Steering, config: Config, **changes: Any) -> SampleOp
     if options.weights is not None and (args.classifier is not None or reads_attention):
         other = "--classifier" if args.classifier else f"--guidance {options.guidance}"
         raise ValueError(f"{other} looks at one condition; it does not go with AND.")
+    if args.loss is not None:
+        load_function("--loss", args.loss)
     for flag in ("classifier", "loss"):
         given = getattr(args, flag) is not None
         if given and guidance is not None and guidance.solver is not None:

@@ -138,7 +138,7 @@ def test_a_loss_of_the_users_leads_estimates_down_its_gradient(how):
 
 def test_a_loss_that_is_not_there_or_cannot_guide_is_refused():
     with pytest.raises(ValueError, match=r"--loss is 'nowhere:loss'; expected MODULE:FUNCTION"):
-        sampling_denoiser(CONFIG, NETWORK, options(loss="nowhere:loss"))
+        sample.sample_options(args(loss="nowhere:loss"), CONFIG)
     both = args(loss="math:sqrt", guidance="cfg_plus_plus", guidance_scale=0.6)
     with pytest.raises(ValueError, match="--loss does not go with --guidance cfg_plus_plus"):
         sample.sample_options(both, CONFIG)

@@ -20,6 +20,7 @@ from diffjax.core.conditioning import with_drops
 from diffjax.data.shapes import COLOURS, RELATIONS, Scene
 from diffjax.metrics.objects import find_objects
 from diffjax.networks import Functional
+from diffjax.pretrained import load_model
 from diffjax.training import make_mesh
 from model import make_sampler, sampling_defaults
 from runs import image_shape
@@ -44,6 +45,11 @@ def test_a_text_encoder_is_trained_once_and_comes_back_from_its_files(run, monke
     one, other = (function(["two red circles", ""]) for function in (encode, again))
     assert one["context"].shape == (2, TINY.max_tokens, TINY.features)
     np.testing.assert_array_equal(one["context_mask"].sum(axis=1), [5, 2])
+    # beside it the image encoder, which was given images in [-1, 1]
+    seen = load_model(folder / "image_encoder").config
+    assert (seen.image_size, seen.projection_dim) == (24, TINY.features)
+    scaling = json.loads((folder / "image_encoder" / "preprocessor_config.json").read_text())
+    assert scaling == {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     for name, rows in one.items():
         np.testing.assert_array_equal(rows, other[name])
 
