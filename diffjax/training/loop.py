@@ -1,5 +1,6 @@
 """The record of a run: metrics.jsonl, TensorBoard events and a progress bar."""
 
+import contextlib
 import json
 import math
 import time
@@ -61,6 +62,7 @@ class TrainingLog:
 
         Raises:
           FloatingPointError: the loss or the gradient of a step in the window is not finite.
+          OSError: the means cannot be written.
         """
         if self._window:
             jax.block_until_ready(self._window[-1])
@@ -73,11 +75,14 @@ class TrainingLog:
     def __enter__(self) -> "TrainingLog":
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
         self._bar.close()
+        # a file that could not be written cannot be closed either, which says less
+        quiet = contextlib.suppress(OSError) if kind else contextlib.nullcontext()
         for sink in (self._file, self._events):
             if sink is not None:
-                sink.close()
+                with quiet:
+                    sink.close()
 
     def _write(self, step: int) -> dict[str, float]:
         window, self._window = jax.device_get(self._window), []
@@ -94,9 +99,7 @@ class TrainingLog:
                     "clip gradients, or look at the data of these steps."
                 )
         if self._file is not None:
-            line = {"step": step, **means, "steps_per_second": round(speed, 3)}
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            _append(self._file, {"step": step, **means, "steps_per_second": round(speed, 3)})
         if self._events is not None:
             for name, value in means.items():
                 self._events.add_scalar(name, value, step)
@@ -122,6 +125,15 @@ def _open_metrics(folder: Path, start: int) -> Any:
         kept = [line for line in read_metrics(folder) if line["step"] <= start]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
     return path.open("a")
+
+
+def _append(file: Any, line: dict[str, float]) -> None:
+    try:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+    except OSError as error:
+        # the system's own words, such as that no space is left, do not name the file
+        raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def _open_events(folder: Path, start: int) -> Any:

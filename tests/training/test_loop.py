@@ -1,9 +1,12 @@
 """Laws of the record of a run."""
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffjax.training import loop
 from diffjax.training.loop import METRICS, TrainingLog, read_metrics
 
 
@@ -43,3 +46,13 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
 def test_a_window_without_steps_is_refused(tmp_path):
     with pytest.raises(ValueError, match="every is 0"):
         run(tmp_path, 0, 1, every=0)
+
+
+def on_a_full_disk(folder, start):
+    return Path("/dev/full").open("w")
+
+
+def test_a_full_disk_is_told_with_the_file_that_could_not_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_open_metrics", on_a_full_disk)
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        run(tmp_path, 0, 2)
