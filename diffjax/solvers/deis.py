@@ -62,7 +62,8 @@ def deis(
     Args:
       order: 1 to 4.
       schedule: of the levels, for the paper's tAB, which extrapolates in its time; without it eps
-        is extrapolated in log(rho).
+        is extrapolated in log(rho). A table is smooth in its time over steps longer than its own;
+        shorter ones have a lower order.
       orders: [num_steps] upper limits of the order of each step, see `lower_final_orders`.
 
     >>> solver = deis(3)

@@ -36,6 +36,8 @@ SCHEDULES = {name: make() for name, make in schedules.SCHEDULES.items()} | {
 NOISY_END, CLEAN_END = 0.8, 0.2  # interior times between which orders are measured
 RUN_UP = 11  # steps more in front of a grid, see `with_run_up`
 COUNTS = (300, 600)  # numbers of steps, multiples of the lengths of all blocks
+# on some grids orders show in shorter steps only: 2.26 of SA-Solver between the two above
+FINE_COUNTS = (480, 960)
 MOMENT_COUNTS = (600, 1200)
 CLEANEST, NOISIEST = 0.002, 100.0  # ratios sigma / alpha of grids that go to clean data
 
@@ -188,29 +190,39 @@ def prediction_of(number: Array) -> Parameterization:
 HOLDERS = [name for name, row in SOLVERS.items() if accepts(row, "schedule")]
 
 
-def held_by(name: str) -> list[str]:
-    """The schedules that a solver holds in turn, another few for each; none where it holds none."""
+def held_by(name: str, every: bool = False) -> list[str]:
+    """The schedules that a solver holds in turn, none where it holds none.
+
+    They are another few for each solver, or, which takes long to compile, every one.
+    """
     if name not in HOLDERS:
         return []
     first, names = HOLDERS.index(name), list(SCHEDULES)
     if SOLVERS[name].differentiates:
         names = [each for each in names if num_train_steps(SCHEDULES[each]) is None]
-    return [names[(first + step) % len(names)] for step in (0, 5, 11)]
+    return names if every else [names[(first + step) % len(names)] for step in (0, 5, 11)]
 
 
-def cases_of(name: str) -> np.ndarray:
+def cases_of(name: str, every: bool = False) -> np.ndarray:
     """Which of the CASES a solver can run: those of the schedules that it holds, or all."""
-    held = held_by(name)
+    held = held_by(name, every)
     return np.flatnonzero([not held or schedule in held for schedule in CASES])
 
 
-def numbers_of(name: str, cases: np.ndarray, *, shift: int = 0, pure_noise: bool = False):
+def numbers_of(
+    name: str,
+    cases: np.ndarray,
+    *,
+    every: bool = False,
+    shift: int = 0,
+    pure_noise: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
     """The numbers [C] of schedules and predictions that a solver meets in its cases, in turn.
 
     With another shift every case has another prediction. Networks of a solver that holds a schedule
     are told the time; from pure noise, those are asked that know x0 there.
     """
-    held = held_by(name)
+    held = held_by(name, every)
     schedules_ = [held.index(CASES[case]) if held else 0 for case in cases]
     known = ["x0", "v", "velocity"] if pure_noise else list(PARAMETERIZATIONS)
     told_time = [row for row in known if not held or row not in ("ncsn", "edm")]
@@ -291,12 +303,12 @@ class Setting(NamedTuple):
     prediction: Array
 
 
-def run(name: str, distribution, x, setting: Setting, num_steps, noise, keys) -> Array:
+def run(name: str, every: bool, distribution, x, setting: Setting, num_steps, noise, keys) -> Array:
     """Where the solver of a row takes x [B, D]; noise [B, M, draws, D] is for those that replay."""
     row, levels, schedule = SOLVERS[name], setting.levels, None
     prediction = prediction_of(setting.prediction)
-    if held_by(name):
-        held = tuple(SCHEDULES[each] for each in held_by(name))
+    if name in HOLDERS:
+        held = tuple(SCHEDULES[each] for each in held_by(name, every))
         find = schedule = OneOf(setting.schedule, held)
     else:
         # without a schedule, a solver can only ask at the levels of the run
@@ -311,13 +323,13 @@ def run(name: str, distribution, x, setting: Setting, num_steps, noise, keys) ->
 
 
 @cache
-def program(name: str) -> Callable[..., Array]:
+def program(name: str, every: bool = False) -> Callable[..., Array]:
     """`run` of a solver for C grids at once.
 
     Its arguments: distribution, x [C, B, D], setting, num_steps, noise [C, B, M, draws, D],
     keys [C, B]; it returns x at the ends.
     """
-    return jax.jit(jax.vmap(partial(run, name), in_axes=(None, 0, 0, None, 0, 0)))
+    return jax.jit(jax.vmap(partial(run, name, every), in_axes=(None, 0, 0, None, 0, 0)))
 
 
 @cache
@@ -334,7 +346,7 @@ def moments_program(name: str) -> Callable[..., tuple[Array, Array]]:
         def end(start, noise):
             x = (mean + scale * start)[None]
             keys = sample_keys(jax.random.key(0), jnp.arange(1))
-            result = run(name, distribution, x, setting, num_steps, noise[None], keys)[0]
+            result = run(name, False, distribution, x, setting, num_steps, noise[None], keys)[0]
             return jnp.sum(result), result
 
         length = setting.levels.t.shape[0] - 1

@@ -39,7 +39,8 @@ class Row(NamedTuple):
       inversion: it walks from the clean end to the noisy one.
       learned_variance: it wants a denoiser that chooses the variance as well.
       from_pure_noise: it can start where alpha = 0.
-      differentiates: it takes the derivative of its schedule, which jumps at a table's steps.
+      differentiates: it takes the derivative of its schedule, which jumps at a table's steps, or
+        needs a smooth one for its order.
       straight: what it holds over a step is constant for data that is a single point.
       settings: two values of each of its numbers that may be traced.
     """
@@ -108,7 +109,7 @@ NAMED = {
         solvers.dpm_adaptive,
         settings={"rtol": (0.05, 0.01), "atol": (0.0078, 0.001), "first_step": (0.05, 0.2)},
     ),
-    "deis": flowing(3, "deis", from_pure_noise=False),
+    "deis": flowing(3, "deis", from_pure_noise=False, differentiates=True),
     "exponential_adams": flowing(4, "exponential_adams"),
     "unipc": flowing(3, "unipc"),
     "sa_solver": noisy(2, "sa_solver", settings={"tau": (0.5, 1.0)}),

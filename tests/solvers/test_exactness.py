@@ -17,6 +17,7 @@ import pytest
 from exact_runs import (
     CASES,
     COUNTS,
+    FINE_COUNTS,
     MOMENT_COUNTS,
     RUN_UP,
     SCHEDULES,
@@ -87,13 +88,16 @@ def line_flow(x, first, last):
     return exact.probability_flow(LINE, x, first, last)
 
 
-def line_ends(name: str, levels: NoiseLevel, num_steps: int, **numbers) -> tuple:
+def line_ends(
+    name: str, levels: NoiseLevel, num_steps: int, every: bool = False, **numbers
+) -> tuple:
     """Where the solver goes from points on a line, and where the flow does: [C, B, 1] each."""
     levels = turned(levels, num_steps) if SOLVERS[name].inversion else levels
-    setting = setting_of(name, cases_of(name), levels, **numbers)
+    setting = setting_of(name, cases_of(name, every), levels, every=every, **numbers)
     first, last = at(setting.levels, 0), at(setting.levels, num_steps)
     x = line_starts(first)
-    result = program(name)(LINE, x, setting, num_steps, np.zeros((len(x), 1)), keys_for(x.shape))
+    no_noise, keys = np.zeros((len(x), 1)), keys_for(x.shape)
+    result = program(name, every)(LINE, x, setting, num_steps, no_noise, keys)
     return result, line_flow(x, first, last)
 
 
@@ -109,6 +113,17 @@ def test_probability_flow_is_followed_with_the_claimed_order(x64, name):
     turn = (FLOWING.index(name) + 1) % 2
     errors = [line_gap(name, levels_of_runs(n, LENGTH, turn), n + RUN_UP) for n in COUNTS]
     assert_orders(SOLVERS[name].order, *errors, [TURNS[turn][i] for i in cases_of(name)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turn", [0, 1])
+@pytest.mark.parametrize("name", FLOWING)
+def test_order_is_claimed_of_every_grid_of_every_schedule(x64, name, turn):
+    length = FINE_COUNTS[1] + RUN_UP
+    grids = [(levels_of_runs(count, length, turn), count + RUN_UP) for count in FINE_COUNTS]
+    errors = [line_gap(name, *grid, every=True) for grid in grids]
+    cases = [TURNS[turn][i] for i in cases_of(name, every=True)]
+    assert_orders(SOLVERS[name].order, *errors, cases)
 
 
 @pytest.mark.parametrize("name", [name for name in FLOWING if not SOLVERS[name].inversion])
@@ -156,19 +171,33 @@ def test_moments_converge_with_the_claimed_order(x64, name):
     assert_orders(SOLVERS[name].weak_order, *errors, [TURNS[0][i] for i in cases_of(name)])
 
 
-@pytest.mark.parametrize("name", SAMPLING)
-def test_mixture_is_sampled_with_its_moments_and_its_modes(x64, name):
+def mixture_samples(name: str, levels: NoiseLevel, num_steps: int, **numbers) -> np.ndarray:
+    """Ends [C, B, 2] of runs along the first of SAMPLE_STEPS steps."""
     row, cases = SOLVERS[name], one_grid_each(cases_of(name))
-    pure = row.from_pure_noise
-    levels = levels_to_clean(SAMPLE_STEPS, SAMPLE_STEPS, pure)
-    setting = setting_of(name, cases, levels, pure_noise=pure)
+    setting = setting_of(name, cases, levels, **numbers)
     first = jax.tree.map(lambda leaf: leaf[:, None, None], at(setting.levels, 0))
     rng, shape = np.random.default_rng(0), (len(cases), 6400 // len(cases), 2)
     clean = exact.draw(jax.random.key(1), TWO_MODES, shape[0] * shape[1]).reshape(shape)
     x = first.alpha * clean + first.sigma * rng.normal(size=shape)
     noises = rng.normal(size=(*shape[:2], SAMPLE_STEPS, draws_of(row), 2))
-    result = program(name)(TWO_MODES, x, setting, SAMPLE_STEPS, noises, keys_for(shape))
-    assert_sampled(result.reshape(-1, 2))
+    return program(name)(TWO_MODES, x, setting, num_steps, noises, keys_for(shape))
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_mixture_is_sampled_with_its_moments_and_its_modes(x64, name):
+    pure = SOLVERS[name].from_pure_noise
+    levels = levels_to_clean(SAMPLE_STEPS, SAMPLE_STEPS, pure)
+    samples = mixture_samples(name, levels, SAMPLE_STEPS, pure_noise=pure)
+    assert_sampled(samples.reshape(-1, 2))
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_what_the_network_predicts_changes_no_sample(x64, name):
+    count = 4
+    grid = levels_of_runs(count, SAMPLE_STEPS), count + RUN_UP
+    ends = [mixture_samples(name, *grid, shift=shift) for shift in range(3)]
+    for other in ends[1:]:
+        np.testing.assert_allclose(other, ends[0], rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.slow
