@@ -106,13 +106,23 @@ def with_tiles(parts: Components, side: int) -> Components:
     Args:
       parts: of a folder.
       side: of a tile in pixels, of which a quarter lies over its neighbour.
+
+    Raises:
+      ValueError: a tile has less than two latents a side, or no part is such an autoencoder.
     """
+    if not any(isinstance(model.config, AutoencoderKLConfig) for model in parts.models.values()):
+        raise ValueError(f"{parts.name} has no variational autoencoder that could work on tiles")
 
     def tiled(model: Model) -> Model:
         if not isinstance(model.config, AutoencoderKLConfig):
             return model
         factor = 2 ** (len(model.config.block_out_channels) - 1)
         tile = side // factor
+        if tile < 2:
+            raise ValueError(
+                f"a tile of {side} pixels is {tile} latents a side, and tiles overlap by one at "
+                f"least; this autoencoder needs {2 * factor} pixels or more"
+            )
         network = in_tiles(model.network, factor, tile=tile, overlap=max(1, tile // 4))
         return model._replace(network=network)
 

@@ -185,6 +185,7 @@ def pixels_of(parts, latents):
         (["--refiner", "none"], "none is not a folder"),
         (["--refiner-start", "1"], "--refiner-start is 1.0; it must be in (0, 1)"),
         (["--refiner", str(MODEL)], "it and the model need a UNet of latents"),
+        (["--tile", "3"], "a tile of 3 pixels is 1 latents a side"),
         (["--watermark", "made here"], "a picture of 16 x 16 has room for a watermark of 0 bytes"),
         (["--export", "sampler.zip"], "expected FILE.npz"),
         (["--num-steps", "0"], "--num-steps is 0"),

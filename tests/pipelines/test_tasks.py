@@ -8,6 +8,7 @@ import pytest
 from constant_system import constant_system
 
 import diffjax as dj
+from diffjax.networks.autoencoder_kl import AutoencoderKLConfig, autoencoder_kl
 from diffjax.networks.controlnet import ControlNetConfig
 from diffjax.networks.t2i_adapter import T2IAdapterConfig
 from diffjax.networks.unet_latent_presets import sd1_unet
@@ -21,6 +22,7 @@ from diffjax.pipelines import (
     steered,
     txt2img,
     with_control,
+    with_tiles,
 )
 from diffjax.pipelines.pictures import resize_linear
 from diffjax.pretrained import Components, Model, UnsupportedError, read_scheduler
@@ -159,3 +161,14 @@ def test_a_system_that_is_not_there_is_named_with_the_nearest():
 def test_sides_that_the_network_cannot_halve_are_refused():
     with pytest.raises(ValueError, match="multiples of 2"):
         constant_system().latent_shape(4, 3)
+
+
+def test_tiles_that_are_too_small_or_of_nothing_are_refused():
+    vae = AutoencoderKLConfig(block_out_channels=(32, 32, 32, 32))
+    model = Model(vae, autoencoder_kl(vae), {})
+    parts = Components("StableDiffusionPipeline", {}, {"vae": model}, {}, {})
+    with pytest.raises(ValueError, match=r"of 15 pixels is 1 latents .* needs 16 pixels or more"):
+        with_tiles(parts, 15)
+    assert with_tiles(parts, 16).models["vae"].network is not model.network
+    with pytest.raises(ValueError, match="has no variational autoencoder"):
+        with_tiles(parts._replace(models={}), 16)
