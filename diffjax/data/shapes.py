@@ -36,7 +36,7 @@ COLOURS = {
     "black": (30, 30, 30),
 }
 SHAPES = ("circle", "square", "triangle")
-SIZES = {"small": 6, "large": 9}  # pixels across
+SIZES = {"small": 7, "large": 10}  # pixels across
 NUMBERS = ("a", "two", "three")
 RELATIONS = ("left of", "right of", "above", "below")
 POSITIONS = ("at the top left", "at the top right", "at the bottom left", "at the bottom right")

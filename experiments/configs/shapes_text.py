@@ -9,8 +9,8 @@ after 750 steps, x0 none after 200. The pictures are flat, so that little noise 
 sigma / alpha is doubled.
 
 Two CPU cores, 26 minutes by the processor time of its steps. Aimed at: 90 % of the prompts met in
-colour and in shape on held-out combinations. Measured of one seed: colour 97 %, relation 94 %,
-count 91 %, shape 66 % (docs/shapes_text.md).
+colour and in shape on held-out combinations. Measured of one seed: colour 99 %, relation 98 %,
+count 96 %, shape 84 % (docs/shapes_text.md).
 """
 
 from config import (
@@ -39,7 +39,10 @@ shapes_text = Config(
         downsample="plain",
         upsample="plain",
         num_groups=16,
-        context=ContextConfig(features=64, num_heads=4, linear_projection=True, added="text"),
+        # the frozen text encoder's states of a shape hardly know its colour
+        context=ContextConfig(
+            features=64, num_heads=4, linear_projection=True, refiner_depth=2, added="text"
+        ),
     ),
     diffusion=DiffusionConfig(
         schedule="cosine_betas",
@@ -49,9 +52,13 @@ shapes_text = Config(
         times="stratified",
     ),
     optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=200, decay="cosine", b2=0.99),
-    # guidance at low noise would leave its marks on the paint
+    # guidance along the estimate, and at low noise, would leave its marks on the paint
     sampling=SamplingConfig(
-        previews=("ddim",), num_steps=50, guidance_scale=3.0, guidance_interval=(0.7, 1e6)
+        previews=("ddim",),
+        num_steps=50,
+        guidance="apg",
+        guidance_scale=5.0,
+        guidance_interval=(0.3, 1e6),
     ),
     batch_size=64,
     num_steps=5000,

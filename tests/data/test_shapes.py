@@ -36,7 +36,7 @@ def test_pictures_show_what_their_captions_say(split):
             assert len(things) == NUMBERS[group[0]], caption
             assert {thing.shape for thing in things} == {group[3]}, caption
             if group[1]:
-                assert {thing.size > 7.5 for thing in things} == {group[1] == "large"}, caption
+                assert {thing.size > 8.5 for thing in things} == {group[1] == "large"}, caption
         for relation, (axis, sign) in SIDES.items():
             if relation in caption:
                 first, second = (
