@@ -32,10 +32,11 @@ from diffjax.data.shapes import COLOURS, SIDE, SIZES, Group, Scene, Shapes
 from diffjax.metrics.objects import Found, find_objects
 from diffjax.training import make_mesh
 from diffjax.training.manifest import write_atomically
-from model import make_sampler, sampling_defaults
+from model import sampling_defaults
 from pictures import save_grid
 from runs import load_run
 from sample import generate_all
+from samplers import make_sampler
 from text import load_text, text_condition
 
 SPLITS = ("seen", "held_out")

@@ -13,19 +13,13 @@ from jax import Array
 import diffjax as dj
 from compositions import read_composition
 from config import Config
+from denoisers import sampling_denoiser
 from diffjax.core.conditioning import Condition
 from diffjax.core.schedules import Schedule
 from diffjax.data.sources import checked_labels, read_archive
 from diffjax.training import make_mesh
 from guidances import Guides
-from model import (
-    SampleOptions,
-    guided_solver,
-    make_levels,
-    make_parameterization,
-    make_schedule,
-    sampling_denoiser,
-)
+from model import SampleOptions, guided_solver, make_levels, make_parameterization, make_schedule
 from runs import Run, image_shape, load_run, open_source
 from steering import Steering, load_guides, parse_labels, steering_options
 from text import load_text, text_condition

@@ -35,6 +35,7 @@ import diffjax as dj
 from choices import build, listed
 from cli import parse_args, prepare_output, run_script
 from config import DataConfig
+from denoisers import sampling_denoiser
 from dequantization import Places
 from diffjax import data
 from diffjax.core.inverse import time_at
@@ -45,7 +46,7 @@ from diffjax.core.schedules import Schedule, between, num_train_steps
 from diffjax.training import batch_sharding, initialize_distributed, make_mesh, replicated
 from diffjax.training.manifest import write_atomically
 from evaluate import table
-from model import SampleOptions, make_schedule, sampling_denoiser
+from model import SampleOptions, make_schedule
 from runs import Run, image_shape, load_run
 
 TRACES = {"hutchinson": dj.hutchinson_trace, "exact": dj.exact_trace}

@@ -1,10 +1,8 @@
-"""From a configuration to a compiled sampler: schedule, solver, levels, guided denoiser."""
+"""What a configuration means: its schedule, prediction, solver and levels."""
 
 import dataclasses
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
-from jax.sharding import Mesh
 
 import diffjax as dj
 from choices import (
@@ -22,26 +19,16 @@ from choices import (
     SPACINGS,
     build,
     choose,
-    load_function,
     read_choice,
 )
-from compositions import with_and_without, with_condition
 from config import Config, DiffusionConfig
 from diffjax import schedules
-from diffjax.core.conditioning import Condition
 from diffjax.core.learned_schedule import LearnedLogsnr
 from diffjax.core.levels import ratio_of
 from diffjax.core.likelihood import cleanest_level, noisiest_level
-from diffjax.core.parameterizations import Denoiser, map_x0
 from diffjax.core.schedules import Schedule, num_train_steps
-from diffjax.networks import Functional
 from diffjax.solvers import SOLVERS
-from diffjax.training import batch_sharding, replicated
-from diffjax.transforms.estimates import Estimates
-from guidances import GUIDANCES, Guidance, Guides
-from runs import image_shape, other_network
-
-NO_GUIDES = Guides()
+from guidances import GUIDANCES, Guidance
 
 
 def make_schedule(config: DiffusionConfig, params: Any = None) -> Schedule:
@@ -221,165 +208,6 @@ def ratio_ends(spacing: str, schedule: Schedule) -> dict[str, float]:
             f"{name}(largest=100)."
         )
     return {"smallest": float(ratio_of(cleanest)), "largest": largest}
-
-
-def sampling_denoiser(
-    config: Config,
-    network: Functional,
-    options: SampleOptions,
-    text: Condition | None = None,
-    classifier: Functional | None = None,
-) -> Callable[..., Any]:
-    """`denoiser(params, labels, texts=None, guides=Guides())`, guided as the options say.
-
-    For a guidance that is the solver's it makes both estimates instead. Call it inside the jitted
-    function, so that params are not compiled in as constants. Where conditions are composed, labels
-    or texts have an axis for them behind that of the batch.
-
-    Args:
-      config: of the run.
-      network: its network.
-      options: of sampling.
-      text: for runs with text, what guidance leads away from: the empty text or a negative prompt.
-      classifier: of noisy images, to guide too; its weights come with the guides.
-    """
-    guidance, plain = options.read_guidance(), plain_denoiser(config, options)
-    read_map = attention_reader(config)
-    other = other_network(config, network, None if guidance is None else guidance.weaker)
-    nulls = [Condition({"labels": config.network.num_classes or 0})] if text is None else [text]
-    clip = dj.clip_denoised if options.clip else lambda denoise: denoise
-
-    def told(network, params, conditioning, how=with_condition) -> Any:
-        return how(partial(plain, network, params), conditioning, nulls, options.weights)
-
-    def lean(params, conditioning, guides, guidance: Guidance) -> Any:
-        combine = partial(guidance.combine, guidance_scale=options.guidance_scale)
-        better = told(network, params, conditioning)
-        if guidance.weaker == "unconditional":
-            both = told(network, params, conditioning, with_and_without)
-            if guidance.solver is not None:
-                return clip_all(both) if options.clip else both
-            guided = dj.guide(both, combine)
-        else:
-            weights = params if guides.weaker is None else guides.weaker
-            build = read_map if guidance.weaker == "attention_map" else told
-            guided = combine(better, build(other, weights, conditioning))
-        if options.guidance_interval is None:
-            return guided
-        low, high = options.guidance_interval
-        return dj.guidance_interval(guided, better, low=low, high=high)
-
-    def denoiser(params, labels, texts=None, guides=NO_GUIDES) -> Any:
-        conditioning = {**(texts or {}), **({} if labels is None else {"labels": labels})}
-        if guidance is None:
-            denoise = told(network, params, conditioning)
-        else:
-            denoise = lean(params, conditioning, guides, guidance)
-        if guidance is not None and guidance.solver is not None:
-            return denoise
-        if classifier is not None:
-            log_prob = dj.class_log_prob(
-                classifier.apply, guides.classifier, conditioning["labels"]
-            )
-            scale = options.classifier_scale
-            denoise = dj.classifier_guidance(denoise, log_prob, guidance_scale=scale)
-        return clip(denoise if options.loss is None else by_loss(denoise, options))
-
-    return denoiser
-
-
-def by_loss(denoise: Denoiser, options: SampleOptions) -> Denoiser:
-    """The denoiser, guided by the loss that the options name."""
-    loss = load_function("--loss", str(options.loss))
-    denoise = dj.forward_guidance(denoise, loss, strength=options.loss_strength)
-    return dj.backward_guidance(denoise, loss, step_size=options.loss_step_size)
-
-
-def plain_denoiser(config: Config, options: SampleOptions) -> Callable[..., Any]:
-    """`plain(network, params, **conditioning)`, a denoiser without guidance."""
-    parameterization = make_parameterization(config.diffusion)
-
-    def plain(network: Functional, params, **conditioning) -> Any:
-        settings = (network.apply, params, parameterization)
-        if not config.diffusion.learn_variance:
-            return dj.make_denoiser(*settings, **conditioning)
-        denoise = dj.make_learned_variance_denoiser(*settings, **conditioning)
-        return denoise if options.ancestral else lambda x, level: denoise(x, level).x0
-
-    return plain
-
-
-def attention_reader(config: Config) -> Callable[..., Any]:
-    """`read(network, params, conditioning)`, the attention map (x, level) -> [B, *coarse]."""
-    parameterization = make_parameterization(config.diffusion)
-
-    def read(network: Functional, params, conditioning) -> Any:
-        return lambda x, level: dj.parameterizations.run_network(
-            network.apply, params, parameterization, x, level, **conditioning
-        )
-
-    return read
-
-
-def clip_all(estimates: Estimates) -> Estimates:
-    """Several estimates of x0, each clipped to [-1, 1]."""
-    clip = lambda x0: jnp.clip(x0, -1.0, 1.0)
-    return lambda x, level: tuple(map_x0(clip, each) for each in estimates(x, level))
-
-
-def make_sampler(
-    config: Config,
-    network: Functional,
-    options: SampleOptions,
-    mesh: Mesh,
-    *,
-    text: Condition | None = None,
-    classifier: Functional | None = None,
-    on_step: Callable[[Array, Array], None] | None = None,
-    keep_trajectory: bool = False,
-) -> Callable[..., Any]:
-    """Compile `generate(params, key, positions, labels, texts, guides) -> images` for a mesh.
-
-    Image i of a seed is a function of (params, key, i, its label and text) alone: positions, labels
-    and texts may be cut into batches, and the batches split over devices, in any way.
-
-    Args:
-      config: of the run.
-      network: its network; a schedule that is learned is read from the params.
-      options: solver, steps, guidance.
-      mesh: the devices; positions [b], labels [b] and texts are split over its axis `data`.
-      text: for runs with text, see `sampling_denoiser`; texts are then rows of `text.load_text`.
-      classifier: see `sampling_denoiser`.
-      on_step: see `diffjax.sample`.
-      keep_trajectory: return a `Trajectory` instead of the images.
-    """
-
-    def plan(schedule):
-        solver = make_solver(options, schedule, config.diffusion.learn_variance)
-        return solver, make_levels(options, schedule)
-
-    schedule = make_schedule(config.diffusion)
-    fixed = plan(schedule)
-    dj.parameterizations.check_level(make_parameterization(config.diffusion), fixed[1])
-    learned = isinstance(schedule, LearnedLogsnr)
-    walk = dj.trajectory if keep_trajectory else dj.sample
-    denoiser = sampling_denoiser(config, network, options, text, classifier)
-
-    def generate(params, key, positions, labels, texts=None, guides=NO_GUIDES):
-        positions, labels, texts = jax.lax.with_sharding_constraint(
-            (positions, labels, texts), split
-        )
-        noise_keys, keys = (
-            dj.sample_keys(jax.random.fold_in(key, purpose), positions) for purpose in (0, 1)
-        )
-        solver, levels = plan(make_schedule(config.diffusion, params)) if learned else fixed
-        x = dj.initial_noise(noise_keys, (positions.shape[0], *image_shape(config)), levels)
-        denoise = denoiser(params, labels, texts, guides)
-        return walk(keys, x, denoise, solver, levels, on_step=on_step)
-
-    whole, split = replicated(mesh), batch_sharding(mesh)
-    # whole on every process: each can pass what it has in memory, and write what it likes
-    return jax.jit(generate, in_shardings=whole, out_shardings=whole)
 
 
 def to_uint8(images: Array | np.ndarray) -> np.ndarray:

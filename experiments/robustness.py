@@ -25,11 +25,12 @@ from jax import Array, lax
 import diffjax as dj
 from cli import parse_args, prepare_output, run_script
 from configs import CONFIGS
+from denoisers import sampling_denoiser
 from diffjax import data
 from diffjax.networks import Functional, classifier
 from diffjax.training import make_mesh
 from diffjax.training.manifest import whole_file
-from model import SampleOptions, make_levels, make_schedule, sampling_denoiser
+from model import SampleOptions, make_levels, make_schedule
 from runs import load_run
 
 

@@ -21,22 +21,17 @@ from choices import RATIOS, SPACINGS, listed
 from cli import parse_args, prepare_output, run_script
 from compositions import read_composition
 from config import Config
+from denoisers import NO_GUIDES
 from diffjax.core.conditioning import Condition
 from diffjax.solvers import SOLVERS
 from diffjax.training import initialize_distributed, make_mesh
 from diffjax.training.manifest import whole_file
 from guidances import Guides
 from latent_space import decoded, load_latent_space
-from model import (
-    NO_GUIDES,
-    SampleOptions,
-    count_steps,
-    make_sampler,
-    make_schedule,
-    to_uint8,
-)
+from model import SampleOptions, count_steps, make_schedule, to_uint8
 from pictures import save_grid
 from runs import image_shape, load_run
+from samplers import make_sampler
 from steering import Steering, load_guides, parse_labels, steering_options
 from text import load_text, text_condition
 

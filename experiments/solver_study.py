@@ -29,11 +29,12 @@ from tqdm import tqdm
 import diffjax as dj
 from choices import RATIOS, SCHEDULES, SPACINGS, build, listed
 from cli import parse_args, prepare_output, run_script
+from denoisers import sampling_denoiser
 from diffjax import exact
 from diffjax.metrics.digits import distance_to_digits, round_to_levels
 from diffjax.solvers import SOLVERS
 from diffjax.training import make_mesh
-from model import SampleOptions, make_levels, make_schedule, sampling_denoiser, to_uint8
+from model import SampleOptions, make_levels, make_schedule, to_uint8
 from runs import image_shape, load_run
 
 MIXTURE = exact.mixture(np.array([0.3, 0.7]), np.array([[-1.0], [0.8]]), np.array([0.04, 0.09]))

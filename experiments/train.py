@@ -51,10 +51,11 @@ from diffjax.training import (
 from diffjax.training.autoencoder import each_part
 from latent_space import LatentSpace, prepare_latents
 from loop import averaged_params, claim_workdir, in_turn, run_steps
-from model import make_sampler, sampling_defaults, to_uint8
+from model import sampling_defaults, to_uint8
 from objective import make_loss, make_optimizer
 from pictures import save_animation, save_grid, save_loss_curve
 from runs import image_shape, make_network, open_source
+from samplers import make_sampler
 from text import EncodeTexts, prepare_text, text_condition
 
 FRAMES = 51  # of an animation at most

@@ -20,18 +20,12 @@ from tqdm import tqdm
 
 import diffjax as dj
 from cli import parse_args, run_script
+from denoisers import sampling_denoiser
 from diffjax.core.inverse import level_at, levels_at, time_of
 from diffjax.core.schedules import Schedule
 from diffjax.core.sigma_grids import exponential_ratios, karras_ratios
 from diffjax.training import make_mesh, reference_loss, tune_times
-from model import (
-    SampleOptions,
-    make_levels,
-    make_schedule,
-    make_solver,
-    make_times,
-    sampling_denoiser,
-)
+from model import SampleOptions, make_levels, make_schedule, make_solver, make_times
 from runs import Run, image_shape, load_run
 
 

@@ -13,10 +13,11 @@ import sample
 from compositions import read_composition
 from config import TextConfig
 from configs import CONFIGS
+from denoisers import sampling_denoiser
 from diffjax.core.conditioning import Condition
 from diffjax.networks import ContextConfig, Functional
 from guidances import Guides
-from model import SampleOptions, sampling_denoiser
+from model import SampleOptions
 from steering import parse_labels
 
 CONFIG = CONFIGS["digits"]

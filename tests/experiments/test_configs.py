@@ -13,9 +13,10 @@ from configs import CONFIGS
 from diffjax.core.conditioning import Condition
 from diffjax.networks import Functional
 from diffjax.training import init_train_state, make_mesh, make_train_step
-from model import SampleOptions, make_levels, make_sampler, make_schedule, sampling_defaults
+from model import SampleOptions, make_levels, make_schedule, sampling_defaults
 from objective import make_loss, make_optimizer
 from runs import image_shape, make_network
+from samplers import make_sampler
 
 
 def thin(name):

@@ -12,11 +12,13 @@ import diffjax as dj
 import sample
 import steering
 from configs import CONFIGS
+from denoisers import sampling_denoiser
 from diffjax.networks import Functional
 from diffjax.training import make_mesh
 from guidances import GUIDANCES, Guides
-from model import SampleOptions, make_sampler, sampling_defaults, sampling_denoiser
+from model import SampleOptions, sampling_defaults
 from runs import Run, make_network
+from samplers import make_sampler
 
 CONFIG = CONFIGS["digits"]
 LEVEL = dj.NoiseLevel(*jnp.array([500.0, 0.6, 0.8]))

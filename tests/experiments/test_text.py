@@ -22,8 +22,9 @@ from diffjax.metrics.objects import find_objects
 from diffjax.networks import Functional
 from diffjax.pretrained import load_model
 from diffjax.training import make_mesh
-from model import make_sampler, sampling_defaults
+from model import sampling_defaults
 from runs import image_shape
+from samplers import make_sampler
 from text import load_text, prepare_text, text_condition
 
 TINY = TextConfig(
