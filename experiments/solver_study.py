@@ -266,7 +266,7 @@ def save_plot(path: Path, groups: dict[str, dict[str, list[Point]]], floor: floa
 
     shown = {kind: lines for kind, lines in groups.items() if lines}
     figure, panels = plt.subplots(
-        1, len(shown), figsize=(7 * len(shown), 6), constrained_layout=True, squeeze=False
+        1, len(shown), figsize=(8 * len(shown), 6), constrained_layout=True, squeeze=False
     )
     for axes, (kind, lines) in zip(panels[0], shown.items()):
         for i, (name, points) in enumerate(lines.items()):
@@ -277,8 +277,11 @@ def save_plot(path: Path, groups: dict[str, dict[str, list[Point]]], floor: floa
         axes.set(
             xlabel="network calls", ylabel="error", xscale="log", yscale="log", title=TITLES[kind]
         )
+        # what broke would press all others together
+        least = min(point.error for points in lines.values() for point in points)
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1000 * least))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, ncols=2)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=80)
     plt.close(figure)
 
