@@ -33,6 +33,7 @@ from cli import parse_args, run_script
 from diffjax.core.keys import sample_keys
 from diffjax.pipelines import make_plan, make_system, txt2img
 from diffjax.pretrained import load_components
+from text_to_image import is_distilled
 
 PROMPTS = ("a photo of the cat", "the cat and dog on a mat!")
 OTHERS = ("torch", "diffusers", "transformers")
@@ -49,7 +50,7 @@ class Args:
     num_steps: int = 10
     """from noise to image"""
     guidance_scale: float = 5.0
-    """classifier-free; above 1"""
+    """classifier-free, or what a distilled network is told; above 1"""
     batch_size: int = 2
     """images of a call"""
     repeats: int = 11
@@ -63,6 +64,11 @@ def ours(folder: Path, args: Args) -> tuple[Call, dict[str, Any]]:
     height, width = system.size
     grid = system.grid(height, width, args.num_steps)
     plan = make_plan(parts.schedulers["scheduler"], args.num_steps, grid=grid)
+    sizes: dict[str, Any] = {"height": height, "width": width}
+    if "embedded_guidance" in inspect.signature(system.prepare).parameters:
+        sizes["embedded_guidance"] = args.guidance_scale
+    distilled = is_distilled(system, sizes)
+    guidance = partial(dj.classifier_free, guidance_scale=args.guidance_scale)
     run = jax.jit(
         partial(
             txt2img,
@@ -70,16 +76,16 @@ def ours(folder: Path, args: Args) -> tuple[Call, dict[str, Any]]:
             solver=plan.solver,
             height=height,
             width=width,
-            guidance=partial(dj.classifier_free, guidance_scale=args.guidance_scale),
+            guidance=None if distilled else guidance,
             initial_scale=plan.initial_scale,
         )
     )
     keys = sample_keys(jax.random.key(0), jnp.arange(args.batch_size))
-    sizes = {"height": height, "width": width}
+    negative = None if distilled else [None] * args.batch_size
 
     def call() -> np.ndarray:
         # tokens are part of the work
-        conditions = system.prepare(prompts(args), [None] * args.batch_size, **sizes)
+        conditions = system.prepare(prompts(args), negative, **sizes)
         return np.asarray(run(parts.params, keys, conditions, levels=plan.levels))
 
     return call, {"system": parts.name, "shape": [args.batch_size, height, width, 3]}
