@@ -1,44 +1,24 @@
 """The script on latents, on a run whose network is the denoiser of a Gaussian."""
 
-import dataclasses
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_run import SPREAD, gaussian_run
 from PIL import Image
 
 import jobs
 import latents
-from configs import CONFIGS
-from diffjax.core import exact, schedules
-from diffjax.networks import Functional
-from runs import Run
 
 pytestmark = pytest.mark.slow
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
-SPREAD = 0.5
-GAUSSIAN = exact.gaussian(np.zeros(64), SPREAD**2)
-START, END = 13.3, -10.0
-
-
-def perfect(params, x, t, *, labels):
-    """The mean of x0 given x, for numbers that are N(0, SPREAD^2)."""
-    level = schedules.log_linear(START, END)(t)
-    return params * exact.denoiser(GAUSSIAN)(x.reshape(len(x), 64), level).reshape(x.shape)
 
 
 @pytest.fixture
 def call(monkeypatch, tmp_path):
     """Run a command on four images; its picture and its figures."""
-    diffusion = dataclasses.replace(
-        CONFIGS["digits_vp"].diffusion,
-        schedule=f"log_linear(start={START}, end={END})",
-        prediction="x0",
-    )
-    config = dataclasses.replace(CONFIGS["digits_vp"], diffusion=diffusion)
-    run = Run(config, Functional(lambda key: jnp.array(1.0), perfect), jnp.array(1.0), 1)
+    run = gaussian_run()
     monkeypatch.setattr(jobs, "load_run", lambda *_, **__: run)
     np.savez(tmp_path / "in.npz", images=IMAGES, labels=np.arange(4))
 

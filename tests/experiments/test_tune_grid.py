@@ -1,40 +1,20 @@
 """The script that tunes a time grid, on a run whose network is the denoiser of a Gaussian."""
 
-import dataclasses
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from gaussian_run import gaussian_run
 
 import tune_grid
-from configs import CONFIGS
-from diffjax.core import exact, schedules
-from diffjax.networks import Functional
-from runs import Run
 
 pytestmark = pytest.mark.slow
-
-GAUSSIAN = exact.gaussian(np.zeros(64), 0.5**2)
-START, END = 13.3, -10.0
-
-
-def perfect(params, x, t, *, labels):
-    """The mean of x0 given x."""
-    level = schedules.log_linear(START, END)(t)
-    return params * exact.denoiser(GAUSSIAN)(x.reshape(len(x), 64), level).reshape(x.shape)
 
 
 @pytest.fixture
 def call(monkeypatch, tmp_path):
     """Tune a grid with given flags; what the file says."""
-    diffusion = dataclasses.replace(
-        CONFIGS["digits_vp"].diffusion,
-        schedule=f"log_linear(start={START}, end={END})",
-        prediction="x0",
-    )
-    config = dataclasses.replace(CONFIGS["digits_vp"], diffusion=diffusion)
-    run = Run(config, Functional(lambda key: jnp.array(1.0), perfect), jnp.array(1.0), 1)
+    run = gaussian_run()
     monkeypatch.setattr(tune_grid, "load_run", lambda *_, **__: run)
 
     def call(*words):
