@@ -33,7 +33,7 @@ from cli import parse_args, run_script
 from diffjax.core.keys import sample_keys
 from diffjax.pipelines import make_plan, make_system, txt2img
 from diffjax.pretrained import load_components
-from text_to_image import is_distilled
+from text_to_image import embedded_guidance, is_distilled
 
 PROMPTS = ("a photo of the cat", "the cat and dog on a mat!")
 OTHERS = ("torch", "diffusers", "transformers")
@@ -64,9 +64,8 @@ def ours(folder: Path, args: Args) -> tuple[Call, dict[str, Any]]:
     height, width = system.size
     grid = system.grid(height, width, args.num_steps)
     plan = make_plan(parts.schedulers["scheduler"], args.num_steps, grid=grid)
-    sizes: dict[str, Any] = {"height": height, "width": width}
-    if "embedded_guidance" in inspect.signature(system.prepare).parameters:
-        sizes["embedded_guidance"] = args.guidance_scale
+    told = embedded_guidance(system, args.guidance_scale)
+    sizes: dict[str, Any] = {"height": height, "width": width, **told}
     distilled = is_distilled(system, sizes)
     guidance = partial(dj.classifier_free, guidance_scale=args.guidance_scale)
     run = jax.jit(

@@ -145,8 +145,7 @@ def make_conditions(args: Args, system: System, size: tuple[int, int], count: in
     names = inspect.signature(system.prepare).parameters
     if "emphasis" not in names:
         return system.prepare(None, **sizes)
-    if "embedded_guidance" in names:
-        sizes["embedded_guidance"] = args.guidance_scale
+    sizes |= embedded_guidance(system, args.guidance_scale)
     if "chunks" in names:
         sizes["chunks"] = None
     guided = args.guidance_scale != 1.0 and not is_distilled(system, sizes)
@@ -189,6 +188,12 @@ def tell(
     conditions = with_refiner(conditions, make_conditions(args, second, size, count))
     own = {name: each for name, each in refiner.params.items() if name not in SHARED}
     return system, {**parts.params, REFINER: own}, conditions
+
+
+def embedded_guidance(system: System, guidance_scale: float) -> dict[str, float]:
+    """What `prepare` takes besides, of a system whose network may be told the guidance scale."""
+    taken = "embedded_guidance" in inspect.signature(system.prepare).parameters
+    return {"embedded_guidance": guidance_scale} if taken else {}
 
 
 def is_distilled(system: System, sizes: dict[str, Any]) -> bool:
