@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from diffjax.core.arguments import concrete_values
 from diffjax.core.keys import fold_in_each, normal_each, sample_keys
 from diffjax.core.levels import NoiseLevel, check_level_type
 from diffjax.core.parameterizations import Denoiser
@@ -37,20 +38,22 @@ class Solver(NamedTuple):
         [N, ...]. Step i is then told entry i, `step(..., planned=entry)`, and need not find it out
         inside the loop; it does when it is told nothing. A solver that wraps another one, and takes
         its steps at the same levels, hands `**planned` on.
+      from_pure_noise: whether it can start where alpha = 0; otherwise `sample` refuses to.
     """
 
     init: Callable[[Array], State]
     step: Callable[..., tuple[Array, State]]
     plan: Callable[[NoiseLevel], Any] | None = None
+    from_pure_noise: bool = True
 
 
-def stateless(step: Callable[..., Array]) -> Solver:
+def stateless(step: Callable[..., Array], *, from_pure_noise: bool = True) -> Solver:
     """A solver without memory from `step(keys, x, denoise, current, next_) -> x`."""
 
     def step_and_state(keys, x, state, denoise, current, next_):
         return step(keys, x, denoise, current, next_), state
 
-    return Solver(lambda x: (), step_and_state)
+    return Solver(lambda x: (), step_and_state, from_pure_noise=from_pure_noise)
 
 
 def initial_noise(key: Array, shape: tuple[int, ...], level: NoiseLevel) -> Array:
@@ -131,7 +134,8 @@ def sample(
 
     Raises:
       ValueError: a key of the old kind or of another batch, levels that are no grid, or a number of
-        steps or segments that the grid does not have.
+        steps or segments that the grid does not have; pure noise (alpha = 0) at the start of a
+        solver that divides by alpha, unless the levels are traced.
       TypeError: x holds no floats or is a scalar, the solver is none, or levels are none; in a
         step, an estimate of x0 in another shape than x.
 
@@ -325,6 +329,13 @@ def _check_start(key, x, solver, levels) -> tuple[Array, Array, NoiseLevel, int]
             "leaf, what a schedule makes of times: schedule(trailing(50))."
         )
     length = _check_levels(levels)
+    alpha = concrete_values(levels.alpha)
+    if not solver.from_pure_noise and alpha is not None and np.any(alpha[:-1] == 0):
+        raise ValueError(
+            "The levels hold pure noise (alpha = 0), from which this solver cannot step, because "
+            "it divides by alpha. Start at a level with some signal, or take a solver that can: "
+            "ddim, heun, dpm_multistep, unipc, ..."
+        )
     levels = jax.tree.map(jnp.asarray, levels)
     if not jax.tree_util.all_leaves([x]):
         raise TypeError(f"x is a {type(x).__name__}; sampling needs one array, [B, ...] floats.")

@@ -70,7 +70,7 @@ def lms(order: int = 4) -> Solver:
         ratios = window.starts.sigma / window.starts.alpha
         return _interval(ratios, window.next_.sigma / window.next_.alpha - ratios[0], row)
 
-    return extrapolated(order, in_ratio, estimate_eps)
+    return extrapolated(order, in_ratio, estimate_eps)._replace(from_pure_noise=False)
 
 
 def _interval(places: Array, length: Array, row: Transfer) -> Interval:

@@ -81,7 +81,8 @@ def deis(
         everywhere = jnp.ones(times.shape, bool)
         return Interval(times, everywhere, window.next_.sigma > 0, length, row, rule)
 
-    return extrapolated(order, in_time, estimate_eps, orders=orders)
+    solver = extrapolated(order, in_time, estimate_eps, orders=orders)
+    return solver._replace(from_pure_noise=False)
 
 
 def _along(schedule: Schedule, current: NoiseLevel, next_: NoiseLevel, count: int) -> Rule:

@@ -137,7 +137,7 @@ def dpm_singlestep(
 
     Args:
       order: 1, 2 or 3.
-      predict: "x0" (DPM-Solver++) or "eps" (DPM-Solver).
+      predict: "x0" (DPM-Solver++) or "eps" (DPM-Solver; it cannot start from pure noise).
       stochastic: solve the reverse SDE, not the ODE.
       rule: "midpoint" (the papers' steps) or "exact", how the estimates are integrated. The third
         order of "midpoint" needs the grid to be uniform in log-SNR.
@@ -182,7 +182,7 @@ def dpm_singlestep(
             x = x + row.spread * normal(keys, x.shape[1:], x.dtype)
         return x, block._replace(count=block.count + 1)
 
-    return Solver(init, step)
+    return Solver(init, step, from_pure_noise=predict == "x0")
 
 
 def _continue_block(

@@ -321,7 +321,7 @@ def multistep(
 
     Args:
       order: number of estimates, 1 or more.
-      predict: "x0" or "eps", what is integrated.
+      predict: "x0" or "eps", what is integrated; "eps" cannot start from pure noise.
       tau: 0 for the ODE, 1 for the SDE, with fresh noise in each step.
       rule: how the polynomial is integrated.
       orders: [num_steps] upper limits of the order of each step.
@@ -329,10 +329,11 @@ def multistep(
     """
     if predict not in PREDICTIONS:
         raise ValueError(f"predict is {predict!r}; it must be 'x0' or 'eps'.")
-    return extrapolated(
+    solver = extrapolated(
         order,
         in_logsnr(predict, rule, lambda level: tau),
         partial(estimate, predict),
         orders=orders,
         normal=normal if tau else None,
     )
+    return solver._replace(from_pure_noise=predict == "x0")

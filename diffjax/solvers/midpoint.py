@@ -62,7 +62,7 @@ def dpm2(
             return x
         return x + next_.alpha * raised * s_noise * normal(keys, x.shape[1:], x.dtype)
 
-    return stateless(step)
+    return stateless(step, from_pure_noise=False)
 
 
 def dpm2_ancestral(
@@ -90,7 +90,8 @@ def dpm_sde(
     """DPM-Solver++ for the SDE with the estimate in the middle of the step: two calls in each.
 
     Args:
-      schedule: of the levels; it gives the clock in the middle of a step.
+      schedule: of the levels; it gives the clock in the middle of a step. It cannot start from
+        pure noise.
       eta: share of the ancestral noise, in [0, 1].
       s_noise: scale of the noise.
       normal: how noise is drawn; another function than the default may replay recorded draws.
@@ -114,7 +115,7 @@ def dpm_sde(
         second = s_noise * normal(fold_in_each(keys, 1), x.shape[1:], x.dtype)
         return ddim_update(x, x0, second, current, next_, eta=eta)
 
-    return stateless(step)
+    return stateless(step, from_pure_noise=False)
 
 
 def _along(x, eps, current: NoiseLevel, alpha, ratio):

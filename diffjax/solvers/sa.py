@@ -57,8 +57,8 @@ def sa_solver(
       predictor_order: estimates that the predictor uses, 1 to 4.
       corrector_order: estimates that the corrector uses, the one at the end of the step included,
         1 to 4; 0 for no corrector.
-      predict: "x0" (default) or "eps", what is integrated. Two estimates of x0 are integrated with
-        the paper's simplification for few steps.
+      predict: "x0" (default) or "eps", what is integrated; "eps" cannot start from pure noise. Two
+        estimates of x0 are integrated with the paper's simplification for few steps.
       tau: share of the noise of the reverse SDE, a number or a function of the level where a step
         starts, such as `tau_between()`; may be traced.
       orders: [num_steps] upper limits of the predictor's order, see `lower_final_orders`; the

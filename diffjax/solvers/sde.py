@@ -82,7 +82,7 @@ def euler_maruyama(schedule: Schedule, *, normal: Normal = normal_each) -> Solve
         noise = safe_sqrt(-length) * normal(keys, x.shape[1:], x.dtype)
         return jnp.where(next_.sigma > 0, x + length * slope + g * noise, next_.alpha * x0)
 
-    return stateless(step)
+    return stateless(step, from_pure_noise=False)
 
 
 def stochastic_heun(schedule: Schedule, *, normal: Normal = normal_each) -> Solver:
@@ -109,7 +109,7 @@ def stochastic_heun(schedule: Schedule, *, normal: Normal = normal_each) -> Solv
 
         return lax.cond(next_.sigma > 0, correct, lambda: next_.alpha * x0)
 
-    return stateless(step)
+    return stateless(step, from_pure_noise=False)
 
 
 def _reverse_drift(schedule: Schedule) -> Callable[..., tuple[Array, Array]]:

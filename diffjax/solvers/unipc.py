@@ -76,7 +76,7 @@ def corrected_multistep(
       predictor: number of estimates that the predictor uses, 1 or more.
       corrector: number that the corrector uses besides the one at the end of the step; -1 for no
         corrector.
-      predict: "x0" or "eps", what is integrated.
+      predict: "x0" or "eps", what is integrated; "eps" cannot start from pure noise.
       rule: how the polynomial is integrated.
       tau: level -> share of the noise; None for the ODE.
       orders: [num_steps] upper limits of both numbers for each step.
@@ -120,7 +120,8 @@ def corrected_multistep(
             x = x + rows.row.spread * normal(keys, x.shape[1:], x.dtype)
         return x, estimates[:length]
 
-    return windowed(length, coefficients, start, advance)
+    solver = windowed(length, coefficients, start, advance)
+    return solver._replace(from_pure_noise=predict == "x0")
 
 
 def unipc(
@@ -135,7 +136,7 @@ def unipc(
 
     Args:
       order: p of the predictor, 1, 2 or 3.
-      predict: "x0" (default) or "eps", what is integrated.
+      predict: "x0" (default) or "eps", what is integrated; "eps" cannot start from pure noise.
       variant: "bh2" (default) or "bh1".
       orders: [num_steps] upper limits of the order of each step, see `lower_final_orders`.
       correct: [num_steps] booleans, whether each step is corrected; all but the last by default.

@@ -46,7 +46,7 @@ def renoising(solver: Solver, *, normal: Normal = normal_each) -> Solver:
         noisier = next_.sigma * current.alpha > current.sigma * next_.alpha
         return lax.cond(noisier, up, down)
 
-    return Solver(solver.init, step)
+    return solver._replace(step=step, plan=None)
 
 
 def resampling(num_steps: int, *, jump_length: int = 10, num_resamples: int = 10) -> np.ndarray:

@@ -18,6 +18,7 @@ from solver_table import (
     NAMED,
     PLANE,
     SOLVERS,
+    TABLE,
     Row,
     X,
     accepts,
@@ -113,6 +114,17 @@ def test_few_steps_from_end_to_end_are_finite_and_one_step_is_the_estimate(name)
         if num_steps == 1 and not row.stirs:
             estimate = exact.denoiser(PLANE)(x, first)
             np.testing.assert_allclose(result, estimate, atol=1e-4, err_msg=schedule)
+
+
+@every_solver
+def test_pure_noise_is_refused_by_solvers_that_divide_by_alpha(name):
+    row, levels = SOLVERS[name], schedules.flow()(np.array([1.0, 0.5, 0.0], np.float32))
+    solver = build(row, TABLE)
+    assert solver.from_pure_noise == row.from_pure_noise
+    for walk in (sample, trajectory):
+        if not row.from_pure_noise:
+            with pytest.raises(ValueError, match="from which this solver cannot step"):
+                walk(KEYS, X, denoiser_for(row), solver, levels)
 
 
 ONE_OF_EACH_STATE = pytest.mark.parametrize("name", ["heun", "dpmpp_3m", "dpmpp_2s", "unipc"])
