@@ -278,8 +278,8 @@ def save_plot(path: Path, groups: dict[str, dict[str, list[Point]]], floor: floa
             xlabel="network calls", ylabel="error", xscale="log", yscale="log", title=TITLES[kind]
         )
         # what broke would press all others together
-        least = min(point.error for points in lines.values() for point in points)
-        axes.set_ylim(top=min(axes.get_ylim()[1], 1000 * least))
+        worst = [max(point.error for point in points) for points in lines.values()]
+        axes.set_ylim(top=min(axes.get_ylim()[1], 10 * np.median(worst)))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=80)
