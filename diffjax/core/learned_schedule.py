@@ -25,11 +25,11 @@ from jax import Array
 from jax.tree_util import register_dataclass
 from jax.typing import ArrayLike
 
-from diffjax.core.arguments import check_order, continuous_time
+from diffjax.core.arguments import at_least_float32, check_order, continuous_time
 from diffjax.core.continuous_bound import diffusion_bits, with_ends
 from diffjax.core.inverse import time_at
-from diffjax.core.levels import NoiseLevel, ratio_of
-from diffjax.core.logsnr_schedules import LogLinear
+from diffjax.core.levels import NoiseLevel, ratio_of, vp_level
+from diffjax.core.logsnr_schedules import clock_of_logsnr
 from diffjax.core.losses import Loss, split_batch
 from diffjax.core.noising import TimeSampler, as_batch_keys, draw_batch, low_discrepancy
 from diffjax.core.parameterizations import Parameterization, eps
@@ -71,8 +71,9 @@ class LearnedLogsnr:
         return self.at_ratio(jnp.exp(-0.5 * ((1.0 - s) * start + s * end)))
 
     def at_ratio(self, ratio: ArrayLike) -> NoiseLevel:
-        """The level at which sigma / alpha is `ratio`."""
-        return LogLinear(self.start, self.end).at_ratio(ratio)
+        """The level at which sigma / alpha is `ratio`; past the first ends its clock goes on."""
+        ratio = at_least_float32(ratio)
+        return vp_level(clock_of_logsnr(ratio, self.start, self.end), ratio)
 
     def time_of(self, level: NoiseLevel) -> Array:
         """The time of a level."""

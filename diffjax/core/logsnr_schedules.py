@@ -48,12 +48,9 @@ class LogLinear:
         return vp_level(t, jnp.exp(-0.5 * logsnr))
 
     def at_ratio(self, ratio: ArrayLike) -> NoiseLevel:
-        """The level at which sigma / alpha is `ratio`; beyond the ends its time leaves [0, 1]."""
+        """The level at which sigma / alpha is `ratio`."""
         ratio = at_least_float32(ratio)
-        finite = (ratio > 0) & jnp.isfinite(ratio)
-        logsnr = -2.0 * jnp.log(jnp.where(finite, ratio, 1.0))
-        t = (self.start - logsnr) / (self.start - self.end)
-        return vp_level(jnp.where(finite, t, jnp.where(ratio > 0, 1.0, 0.0)), ratio)
+        return vp_level(jnp.clip(clock_of_logsnr(ratio, self.start, self.end), 0.0, 1.0), ratio)
 
 
 def from_logsnr(curve: Curve) -> FromLogsnr:
@@ -105,6 +102,16 @@ def log_linear(start: float = 13.3, end: float = -5.0) -> LogLinear:
     """
     check_order("log_linear", end=end, start=start)
     return LogLinear(start, end)
+
+
+def clock_of_logsnr(ratio: Array, start: Array | float, end: Array | float) -> Array:
+    """Log-SNR at a ratio sigma / alpha, counted from 0 at `start` to 1 at `end` and beyond.
+
+    It is 0 at the ratio 0 and 1 at infinity.
+    """
+    finite = (ratio > 0) & jnp.isfinite(ratio)
+    logsnr = -2.0 * jnp.log(jnp.where(finite, ratio, 1.0))
+    return jnp.where(finite, (start - logsnr) / (start - end), jnp.where(ratio > 0, 1.0, 0.0))
 
 
 def as_pytree(function: Callable) -> Callable:

@@ -194,12 +194,16 @@ def test_level_of_a_ratio_is_the_level_whose_ratio_it_is(name):
     np.testing.assert_allclose(times[inside], t[inside], rtol=2e-4, atol=1e-6)
 
 
-def test_inverse_reaches_clean_data_and_pure_noise():
-    ratios = jnp.array([0.0, jnp.inf])
+def test_inverse_reaches_clean_data_and_pure_noise_and_tells_times_that_the_network_knows():
+    ratios = jnp.array([0.0, jnp.inf, 1e-9, 1e9])
     run = jax.jit(lambda built: {name: schedules.level_at(built[name])(ratios) for name in built})
     for name, level in run(BUILT).items():
         assert level.sigma[0] == 0.0, name
         assert np.all(np.isfinite(level.t)), name
+        last = (
+            1000.0 if name == "shifted_flow" else (schedules.num_train_steps(BUILT[name]) or 2) - 1
+        )
+        assert np.all((level.t[2:] >= 0) & (level.t[2:] <= last)), name
         if name not in {"variance_exploding", "edm_sigmas", "geometric_sigmas", "resampled"}:
             assert level.alpha[1] == 0.0, name
 
