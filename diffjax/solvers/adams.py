@@ -16,7 +16,8 @@ Sources: LMS as in github.com/crowsonkb/k-diffusion; PNDM, arXiv:2202.09778, Eqs
 Algorithm 2; iPNDM: DEIS, arXiv:2204.13902, Appendix.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -91,9 +92,6 @@ class Change(NamedTuple):
     starting: Array
 
 
-STARTS = {"one_call": 0, "two_calls": 1, "runge_kutta": 3}  # name -> steps that it takes
-
-
 def plms(
     order: int = 4,
     *,
@@ -129,42 +127,41 @@ def plms(
         )
     if start == "runge_kutta" and schedule is None:
         raise ValueError("start='runge_kutta' needs the schedule, for levels between the grid's.")
-
-    def coefficients(window: Window) -> Change:
-        current, next_ = start_of(window), window.next_
-        row = slope_transfer(current, next_, slope)
-        # equal distances: the steps are counted
-        places = -jnp.arange(order, dtype=row.keep.dtype)
-        interval = _interval(places, jnp.ones_like(row.keep), row)
-        first, *others = node_weights(interval, usable_order(interval, window.count))
-        weights = [first - row.gain, *others]
-        if slope == "eps":
-            # only the denoiser knows x0 at alpha = 0
-            weights = [jnp.where(current.alpha > 0, weight, 0.0) for weight in weights]
-        # a call at clean data would learn nothing, from pure noise the slope is not used
-        starting = (window.count < STARTS[start]) & (next_.sigma > 0) & (current.alpha > 0)
-        return Change(weights, starting)
+    num_starting, mean_slope = STARTS[start]
 
     def advance(keys, x, before, denoise, current, next_, planned: Change):
         x0 = denoise(x, current)
         slopes = [_slope_of(x, x0, current, slope), *before]
+        change = weighted(planned.weights, slopes)
 
         def more_calls():
-            row = slope_transfer(current, next_, slope)
-            if start == "two_calls":
-                ahead = _slope(row.keep * x + row.gain * slopes[0], denoise, next_, slope)
-                return 0.5 * row.gain * (ahead - slopes[0])
-            mean = _runge_kutta(x, slopes[0], denoise, schedule, current, next_, slope)
-            return row.gain * (mean - slopes[0])
+            mean = mean_slope(x, slopes[0], denoise, schedule, current, next_, slope)
+            return slope_transfer(current, next_, slope).gain * (mean - slopes[0])
 
-        change = weighted(planned.weights, slopes)
-        if start != "one_call":
+        if num_starting > 0:
             change = lax.cond(planned.starting, more_calls, lambda: change)
         # written around DDIM's step: near pure noise, where keep and gain are large, x and the
         # slopes would cancel
         return ddim_update(x, x0, None, current, next_) + change, slopes[: order - 1]
 
-    return windowed(order - 1, coefficients, lambda x: [jnp.zeros_like(x)] * (order - 1), advance)
+    plan = partial(_change, order, slope, num_starting)
+    return windowed(order - 1, plan, lambda x: [jnp.zeros_like(x)] * (order - 1), advance)
+
+
+def _change(order: int, slope: str, num_starting: int, window: Window) -> Change:
+    current, next_ = start_of(window), window.next_
+    row = slope_transfer(current, next_, slope)
+    # equal distances: the steps are counted
+    places = -jnp.arange(order, dtype=row.keep.dtype)
+    interval = _interval(places, jnp.ones_like(row.keep), row)
+    first, *others = node_weights(interval, usable_order(interval, window.count))
+    weights = [first - row.gain, *others]
+    if slope == "eps":
+        # only the denoiser knows x0 at alpha = 0
+        weights = [jnp.where(current.alpha > 0, weight, 0.0) for weight in weights]
+    # a call at clean data would learn nothing, from pure noise the slope is not used
+    starting = (window.count < num_starting) & (next_.sigma > 0) & (current.alpha > 0)
+    return Change(weights, starting)
 
 
 def ipndm(order: int = 4, *, slope: str = "eps") -> Solver:
@@ -204,6 +201,13 @@ def _slope_of(x: Array, x0: Array, level: NoiseLevel, slope: str) -> Array:
     return eps if slope == "eps" else level.alpha * eps - level.sigma * x0
 
 
+def _heun(x, first, denoise, schedule, current, next_, slope) -> Array:
+    """The mean of the slopes at both ends of a step, with one more call."""
+    row = slope_transfer(current, next_, slope)
+    ahead = _slope(row.keep * x + row.gain * first, denoise, next_, slope)
+    return 0.5 * (first + ahead)
+
+
 def _runge_kutta(x, first, denoise, schedule, current, next_, slope) -> Array:
     """The mean slope of a classical Runge-Kutta step, with three more calls."""
     steps = current.t - next_.t
@@ -218,6 +222,14 @@ def _runge_kutta(x, first, denoise, schedule, current, next_, slope) -> Array:
     third = _slope(along(second, middle), denoise, middle, slope)
     fourth = _slope(along(third, next_), denoise, next_, slope)
     return (first + 2.0 * second + 2.0 * third + fourth) / 6.0
+
+
+# name -> how many of the first steps it takes, and the mean slope of each
+STARTS: dict[str, tuple[int, Any]] = {
+    "one_call": (0, None),
+    "two_calls": (1, _heun),
+    "runge_kutta": (3, _runge_kutta),
+}
 
 
 def _check_order(order: int) -> None:

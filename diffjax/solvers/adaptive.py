@@ -24,7 +24,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from diffjax.core.inverse import level_at
-from diffjax.core.levels import NoiseLevel, expand
+from diffjax.core.levels import NoiseLevel, expand, ratio_of
 from diffjax.core.parameterizations import estimate_eps
 from diffjax.core.sampling import Solver, stateless
 from diffjax.core.schedules import Schedule
@@ -45,8 +45,7 @@ def _integrated(
 
     def inside(level: NoiseLevel) -> tuple[NoiseLevel, Array]:
         """The nearest level within the limits, and whether it is another one."""
-        signal = level.alpha > 0
-        ratio = jnp.where(signal, level.sigma / jnp.where(signal, level.alpha, 1.0), jnp.inf)
+        ratio = ratio_of(level)
         nearest = jnp.clip(ratio, SMALLEST, LARGEST)
         outside = nearest != ratio
         near = inverse(nearest)
