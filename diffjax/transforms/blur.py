@@ -8,9 +8,11 @@ guidance blurs only where the network attends most.
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from diffjax.core.arguments import concrete_values
 from diffjax.core.levels import NoiseLevel, expand
 from diffjax.core.parameterizations import Denoiser, map_x0
 from diffjax.transforms.estimates import x0_of
@@ -50,12 +52,20 @@ def blur_guidance(
       std: of the Gaussian blur in pixels, may be traced.
       radius: pixels at which the blur is cut.
 
+    Raises:
+      ValueError: std is not positive; when it is called, x has no spatial axis.
+
     >>> guided = blur_guidance(lambda x, level: 0.5 * x, guidance_scale=2.0)
     >>> guided(jnp.ones((1, 4, 4, 1)), NoiseLevel(*jnp.ones(3))).shape
     (1, 4, 4, 1)
     """
+    values = concrete_values(std)
+    if values is not None and not np.all(values > 0):
+        raise ValueError(f"std is {std}; a blur needs a positive one.")
 
     def guided(x: Array, level: NoiseLevel) -> Array:
+        if x.ndim < 3:
+            raise ValueError(f"x has the shape {x.shape}; a blur needs [B, *spatial, C].")
         estimate = denoise(x, level)
         x0 = x0_of(estimate)
         detail = x0 - gaussian_blur(x0, std, radius=radius)

@@ -60,7 +60,8 @@ def class_log_prob(apply: Callable[..., Array], params: Any, labels: Array) -> L
     Args:
       apply: `apply(params, x, t)` -> logits [B, classes]; t is the clock, [B].
       params: of the classifier.
-      labels: [B] integers.
+      labels: [B] integers; the null label, equal to the number of classes, says nothing of x and
+        has the log-probability 0.
 
     >>> log_prob = class_log_prob(lambda params, x, t: params * x, 1.0, jnp.array([0]))
     >>> log_prob(jnp.zeros((1, 4)), NoiseLevel(*jnp.ones(3))).round(4)
@@ -68,8 +69,17 @@ def class_log_prob(apply: Callable[..., Array], params: Any, labels: Array) -> L
     """
 
     def log_prob(x: Array, level: NoiseLevel) -> Array:
+        if labels.shape != x.shape[:1]:
+            raise ValueError(
+                f"There are {labels.shape} labels for the {x.shape[0]} samples of x; needed is one "
+                "for each."
+            )
         logits = apply(params, x, jnp.broadcast_to(level.t, x.shape[:1]))
-        return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+        null = labels == logits.shape[-1]
+        # beyond the classes, what is taken would be NaN
+        rows = jnp.where(null, 0, labels)[:, None]
+        log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), rows, axis=1)[:, 0]
+        return jnp.where(null, 0.0, log_probs)
 
     return log_prob
 

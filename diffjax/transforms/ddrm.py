@@ -44,7 +44,7 @@ def ddrm(
         tau_s >= d    N((1 - eta_b) m + eta_b b, tau_s^2 - eta_b^2 d^2)
 
     With eta_b = 1 the first step already forgets where it came from in the measured coordinates,
-    so that sampling may start from plain noise.
+    so that sampling may start from plain noise; u is not defined at alpha = 0, so not from there.
     Source: arXiv:2201.11793, Section 3.2.
 
     Args:
@@ -79,7 +79,7 @@ def ddrm(
         noise = operator.rotate(normal(keys, x.shape[1:], x.dtype))
         return expand(next_.alpha, x) * (x0 + operator.rotate_back(shift + std * noise))
 
-    return stateless(step)
+    return stateless(step, from_pure_noise=False)
 
 
 def ddnm_plus(

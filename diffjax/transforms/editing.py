@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from diffjax.core.arguments import concrete_values
 from diffjax.core.keys import fold_in_each, normal_each
 from diffjax.core.levels import NoiseLevel, add_noise
 from diffjax.core.parameterizations import Denoiser
@@ -78,6 +79,7 @@ def image_to_image(
     >>> image_to_image(jax.random.key(0), x0, lambda x, level: 0 * x, solver, levels).shape
     (2, 3)
     """
+    require_floats("x0", x0)
     levels = tail(levels, strength)
     keys = per_sample(key, x0.shape[0])
     noise = normal_each(fold_in_each(keys, START_NOISE), x0.shape[1:])
@@ -116,6 +118,7 @@ def edit_by_inversion(
     Returns:
       [B, ...] at the last level, float32.
     """
+    require_floats("x0", x0)
     levels = tail(levels, strength)
     rising = jax.tree.map(lambda leaf: leaf[::-1], levels)
     noise = sample(key, x0, source, inversion, rising)
@@ -150,6 +153,7 @@ def denoise_noisy(
     Returns:
       [B, ...] float32.
     """
+    require_floats("y", y)
     levels = noisy_levels(schedule, noise_std, num_steps)
     return sample(key, levels.alpha[0] * y, denoise, solver, levels)
 
@@ -164,12 +168,34 @@ def noisy_levels(schedule: Schedule, noise_std: ArrayLike, num_steps: int = 20) 
       noise_std: of the noise on unscaled data, positive.
       num_steps: at least 1.
 
+    Raises:
+      ValueError: noise_std is not one positive number.
+
     >>> from diffjax.core.schedules import cosine
     >>> levels = noisy_levels(cosine(), 0.5, num_steps=2)
     >>> (levels.sigma / levels.alpha).round(3)
     Array([0.5  , 0.005, 0.   ], dtype=float32)
     """
+    values = concrete_values(noise_std)
+    if jnp.ndim(noise_std) or (values is not None and not values > 0):
+        raise ValueError(
+            f"noise_std is {noise_std}; needed is one positive number, of all samples. Samples of "
+            "several noises are denoised one group after the other."
+        )
     return levels_at(schedule, jnp.asarray(noise_std) * karras_ratios(num_steps, 0.01, 1.0))
+
+
+def require_floats(name: str, x: Array) -> None:
+    """Refuse pictures as bytes where data in the range of the denoiser are needed.
+
+    Raises:
+      TypeError: x holds integers.
+    """
+    if not jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating):
+        raise TypeError(
+            f"{name} holds {jnp.asarray(x).dtype}; needed are floats in the range that the "
+            "denoiser was trained on, such as images / 127.5 - 1 of bytes."
+        )
 
 
 def estimate_noise_std(y: Array) -> Array:

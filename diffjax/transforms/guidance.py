@@ -24,9 +24,11 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from diffjax.core.arguments import concrete_values
 from diffjax.core.levels import NoiseLevel, expand
 from diffjax.core.parameterizations import Denoiser, map_x0
 from diffjax.transforms.estimates import x0_of
@@ -152,11 +154,18 @@ def guidance_interval(
       denoise: the denoiser outside, as a rule the conditional one.
       low, high: ends of the interval; may be traced.
 
+    Raises:
+      ValueError: low is above high.
+
     >>> import jax.numpy as jnp
     >>> choose = guidance_interval(lambda x, level: x + 1, lambda x, level: x, low=0.2, high=3.0)
     >>> choose(jnp.zeros(1), NoiseLevel(*jnp.array([0.5, 0.6, 0.8])))
     Array([1.], dtype=float32)
     """
+
+    ends = concrete_values(low), concrete_values(high)
+    if all(end is not None for end in ends) and np.any(np.greater(*ends)):
+        raise ValueError(f"low is {low} and high {high}; low must not be above high.")
 
     def chosen(x: Array, level: NoiseLevel) -> Array:
         angle = noise_angle(level)

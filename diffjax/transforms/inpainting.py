@@ -13,11 +13,14 @@ where it is known: ones alone make a plain sample, zeros alone return the data.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from diffjax.core.arguments import concrete_values
 from diffjax.core.keys import Normal, fold_in_each, normal_each
 from diffjax.core.levels import add_noise
 from diffjax.core.sampling import Solver
+from diffjax.transforms.editing import require_floats
 from diffjax.transforms.resampling import renoising
 
 KNOWN_NOISE = 2**30  # what this noise's keys are folded with; solvers fold small numbers
@@ -39,11 +42,15 @@ def replace_known(
       normal: how noise is drawn; another function than the default may replay recorded draws.
 
     Raises:
-      ValueError: when sampling starts, if the shapes do not fit x.
+      ValueError: the mask holds other numbers than 0 and 1, or the known part some that are not
+        finite; when sampling starts, if the shapes do not fit x.
+      TypeError: known holds integers.
 
     >>> from diffjax.core.sampling import stateless
     >>> solver = replace_known(stateless(lambda *_: 0.0), jnp.ones((4, 2)), jnp.array([0, 1]))
     """
+    require_floats("known", known)
+    _check_values(known, mask)
 
     def init(x):
         _check_shapes(x, known, mask)
@@ -72,6 +79,27 @@ def repaint(solver: Solver, known: Array, mask: Array, *, normal: Normal = norma
     >>> solver = repaint(stateless(lambda *_: 0.0), jnp.ones((4, 2)), jnp.array([0, 1]))
     """
     return renoising(replace_known(solver, known, mask, normal=normal), normal=normal)
+
+
+def _check_values(known: Array, mask: Array) -> None:
+    values, holes = concrete_values(known), concrete_values(mask)
+    if holes is not None and not np.all(np.isin(holes, (0, 1))):
+        raise ValueError(
+            f"mask holds {np.min(holes):g} to {np.max(holes):g}; needed is 1 where x is painted "
+            "and 0 where it is known, nothing between."
+        )
+    if values is None or holes is None:
+        return
+    try:
+        missing = np.isfinite(values) | np.asarray(holes, bool)
+    except ValueError:
+        # shapes that do not fit are refused with those of x
+        return
+    if not missing.all():
+        raise ValueError(
+            "known holds numbers that are not finite where the mask is 0, which says that they are "
+            "known. Is the mask 1 where something is missing?"
+        )
 
 
 def _check_shapes(x: Array, known: Array, mask: Array) -> None:

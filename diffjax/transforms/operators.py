@@ -67,6 +67,8 @@ def blur(kernel: ArrayLike, *, boundary: str = "reflect") -> Operator:
     weights = kernel[::-1, ::-1, None, None]
 
     def apply(x: Array) -> Array:
+        if x.ndim != 4:
+            raise ValueError(f"x has shape {x.shape}; blur needs pictures [B, H, W, C].")
         pads = [(0, 0), *((size // 2, size // 2) for size in kernel.shape), (0, 0)]
         padded = jnp.pad(x, pads, mode=mode)
         # channels join the batch: XLA is slow at grouped convolutions
@@ -109,9 +111,14 @@ def separable_blur(
 def gaussian_kernel(std: float) -> np.ndarray:
     """A Gaussian cut at four standard deviations, with sum 1: [2 ceil(4 std) + 1] float64.
 
+    Raises:
+      ValueError: std, in pixels, is not positive.
+
     >>> gaussian_kernel(0.3).round(3)
     array([0.   , 0.004, 0.992, 0.004, 0.   ])
     """
+    if not std > 0:
+        raise ValueError(f"std is {std}; a Gaussian kernel needs a positive one.")
     radius = int(np.ceil(4.0 * std))
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / std) ** 2)
     return weights / weights.sum()
@@ -127,13 +134,13 @@ def downsample(shape: tuple[int, int], factor: int, *, method: str = "area") -> 
         (bicubic with antialiasing).
 
     Raises:
-      ValueError: the factor does not divide both sides, or another method.
+      ValueError: the factor is below 1 or does not divide both sides, or another method.
 
     >>> downsample((2, 2), 2)(jnp.arange(4.0).reshape(1, 2, 2, 1)).round(4).tolist()
     [[[[1.5]]]]
     """
     _one_of("method", method, SCALINGS)
-    if any(size % factor for size in shape):
+    if factor < 1 or any(size % factor for size in shape):
         raise ValueError(f"shape is {shape}; downsample needs multiples of the factor {factor}.")
     if method == "area":
         along = lambda n: np.kron(np.eye(n // factor), np.full((1, factor), 1.0 / factor))
@@ -180,9 +187,9 @@ def radon(angles: ArrayLike) -> Operator:
         raise ValueError(f"angles has shape {angles.shape}; radon needs [A].")
 
     def apply(x: Array) -> Array:
-        size = x.shape[1]
-        if x.ndim != 4 or x.shape[2] != size:
+        if x.ndim != 4 or x.shape[1] != x.shape[2]:
             raise ValueError(f"x has shape {x.shape}; radon needs square pictures [B, N, N, C].")
+        size = x.shape[1]
         centred = np.arange(size) - 0.5 * (size - 1)
         along, across = np.meshgrid(centred, centred, indexing="ij")
         cos, sin = np.cos(angles)[:, None, None], np.sin(angles)[:, None, None]
@@ -209,9 +216,14 @@ def heat(shape: tuple[int, int], time: float) -> Spectral:
       shape: (H, W) of the pictures.
       time: at 0 nothing happens.
 
+    Raises:
+      ValueError: the time is negative.
+
     >>> heat((2, 2), 100.0)(jnp.array([1.0, 3.0, 5.0, 7.0]).reshape(1, 2, 2, 1)).ravel().round(3)
     Array([4., 4., 4., 4.], dtype=float32)
     """
+    if not time >= 0:
+        raise ValueError(f"time is {time}; heat spreads for 0 or more, not backwards.")
 
     def along(n: int) -> np.ndarray:
         frequencies, places = np.arange(n)[:, None], np.arange(n) + 0.5

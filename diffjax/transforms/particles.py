@@ -71,11 +71,13 @@ def twisted(
       normal: how noise is drawn; another function than the default may replay recorded draws.
 
     Raises:
-      ValueError: sigma_y is not positive; when sampling starts, K does not divide B.
+      ValueError: sigma_y is not positive, or K below 1; when sampling starts, K does not divide B.
 
     >>> solver = twisted(lambda x: x[:, :1], jnp.ones((1, 1)), sigma_y=0.1, num_particles=8)
     """
     check_positive("twisted", sigma_y)
+    if num_particles < 1:
+        raise ValueError(f"num_particles is {num_particles}; at least one is needed.")
 
     def init(x: Array) -> Array:
         if x.shape[0] % num_particles:

@@ -52,7 +52,7 @@ def mask(keep: ArrayLike) -> Spectral:
       keep: 1 where a pixel is measured and 0 where it is missing; broadcast with x.
 
     Raises:
-      ValueError: other values than 0 and 1.
+      ValueError: other values than 0 and 1; when it is called, a shape that does not fit.
 
     >>> mask([1, 0])(jnp.array([[3.0, 4.0]]))
     Array([[3., 0.]], dtype=float32)
@@ -63,8 +63,19 @@ def mask(keep: ArrayLike) -> Spectral:
             f"it holds {np.min(np.asarray(keep)):g} to {np.max(np.asarray(keep)):g}."
         )
     keep = jnp.asarray(keep, jnp.float32)
-    same = lambda values: values
-    return Spectral(keep, same, same, same, lambda y: keep * y)
+
+    def same(values: Array) -> Array:
+        # a larger mask would make more pixels of them
+        if keep.ndim > values.ndim or any(
+            size not in (1, whole) for size, whole in zip(keep.shape[::-1], values.shape[::-1])
+        ):
+            raise ValueError(
+                f"A mask of shape {keep.shape} does not fit an array of shape {values.shape}; it "
+                "must broadcast to that."
+            )
+        return values
+
+    return Spectral(keep, same, same, same, lambda y: keep * same(y))
 
 
 def separable(matrices: Sequence[ArrayLike | None]) -> Spectral:
@@ -146,12 +157,17 @@ def decompose(operator: Callable[[Array], Array], shape: tuple[int, ...]) -> Spe
       operator: [B, *shape] -> [B, ...], linear.
       shape: of one sample; its size D costs a decomposition of D columns.
 
+    Raises:
+      ValueError: the operator is not linear.
+
     >>> double = decompose(lambda x: 2.0 * x, (2,))
     >>> double.singular_values.tolist()
     [2.0, 2.0]
     """
     measured = jax.eval_shape(operator, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).shape[1:]
-    flat = separable([matrix_of(operator, shape)])
+    matrix = matrix_of(operator, shape)
+    _check_linear(operator, matrix, shape)
+    flat = separable([matrix])
     flatten = lambda x: x.reshape(x.shape[0], -1)
     return Spectral(
         flat.singular_values,
@@ -171,6 +187,23 @@ def matrix_of(operator: Callable[[Array], Array], shape: tuple[int, ...]) -> np.
     with jax.ensure_compile_time_eval():
         columns = operator(jnp.eye(math.prod(shape)).reshape(-1, *shape))
         return np.asarray(columns, np.float64).reshape(len(columns), -1).T
+
+
+def _check_linear(
+    operator: Callable[[Array], Array], matrix: np.ndarray, shape: tuple[int, ...]
+) -> None:
+    """Refuse an operator that is not what it does to the unit vectors."""
+    x = np.random.default_rng(0).normal(size=(2, *shape))
+    with jax.ensure_compile_time_eval():
+        found = np.asarray(operator(jnp.asarray(x, jnp.float32)), np.float64).reshape(2, -1)
+    expected = x.reshape(2, -1) @ matrix.T
+    gap, size = np.linalg.norm(found - expected), np.linalg.norm(expected)
+    # accelerators may multiply with few digits
+    if not gap <= 1e-2 * size + 1e-6:
+        raise ValueError(
+            f"The operator is not linear: at a random point it differs from its matrix by "
+            f"{gap:.2g}, where that makes {size:.2g}. For nonlinear ones there is dps."
+        )
 
 
 def _decompose_axis(matrix: ArrayLike | None):

@@ -18,9 +18,14 @@ def clip_denoised(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> De
       denoise: (x, level) -> estimate of x0; a `LearnedVariance` keeps its fraction.
       low, high: range of the data.
 
+    Raises:
+      ValueError: low is not below high.
+
     >>> clip_denoised(lambda x, level: 3.0 * x)(jnp.ones((1, 2)), None)
     Array([[1., 1.]], dtype=float32)
     """
+    if not low < high:
+        raise ValueError(f"low is {low} and high {high}; low must be below high.")
     clip = lambda x0: jnp.clip(x0, low, high)
     return lambda x, level: map_x0(clip, denoise(x, level))
 
@@ -37,13 +42,15 @@ def dynamic_threshold(
     Args:
       denoise: the denoiser, its data in [-1, 1].
       quantile: in (0, 1].
-      max_value: upper limit of s; Imagen has none, 1 is static clipping.
+      max_value: upper limit of s, at least 1; Imagen has none, 1 is static clipping.
 
     Raises:
-      ValueError: the quantile is outside of (0, 1].
+      ValueError: the quantile is outside of (0, 1], or max_value below 1.
     """
     if not 0.0 < quantile <= 1.0:
         raise ValueError(f"quantile is {quantile}; it must be in (0, 1].")
+    if not max_value >= 1.0:
+        raise ValueError(f"max_value is {max_value}; it must be at least 1, the end of the range.")
 
     def threshold(x0: Array) -> Array:
         magnitude = jnp.abs(x0).reshape(x0.shape[0], -1)

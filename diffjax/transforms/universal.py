@@ -121,10 +121,18 @@ def patch_statistics(x: Array, *, size: int = 3) -> Array:
     Returns:
       [B, F + F^2] with F = size^axes C.
 
+    Raises:
+      ValueError: an image without spatial axes, or smaller than a patch.
+
     >>> patch_statistics(jnp.ones((2, 8, 8, 1)), size=2).shape
     (2, 20)
     """
     axes = range(1, x.ndim - 1)
+    if x.ndim < 3 or not 1 <= size <= min(x.shape[1:-1]):
+        raise ValueError(
+            f"x has the shape {x.shape} and a patch {size} pixels a side; needed are images "
+            "[B, *spatial, C] that hold it."
+        )
     for axis in axes:
         # the patch moves into the channels, an axis at a time
         stop = x.shape[axis] - size + 1

@@ -53,3 +53,10 @@ def test_learned_variance_passes():
 def test_attention_of_a_wrong_shape_is_refused():
     with pytest.raises(ValueError, match="2 spatial axes"):
         enlarge(jnp.ones((2, 4, 1)), (8, 6))
+
+
+def test_a_blur_of_no_width_or_of_no_picture_is_refused():
+    with pytest.raises(ValueError, match=r"std is 0\.0"):
+        blur_guidance(half, guidance_scale=2.0, std=0.0)
+    with pytest.raises(ValueError, match=r"x has the shape \(2, 6\)"):
+        blur_guidance(half, guidance_scale=2.0)(X[:, 0, :, 0], LEVEL)

@@ -59,6 +59,17 @@ def test_a_scale_of_zero_is_unconditional_and_scales_are_linear():
     assert np.all(np.isfinite(gradient))
 
 
+def test_the_null_label_leads_nowhere():
+    apply = lambda params, x, t: jnp.concatenate([x, -x[:, :1]], axis=-1)
+    log_prob = class_log_prob(apply, None, jnp.array([3, 1, 3, 0, 3]))
+    lean = classifier_guidance(lambda x, level: x, log_prob, guidance_scale=4.0)
+    moved = np.any(np.asarray(lean(X, LEVELS)) != X, axis=1)
+    # at both ends there is nothing to add
+    np.testing.assert_array_equal(moved, [False, True, False, False, False])
+    with pytest.raises(ValueError, match=r"There are \(2,\) labels for the 5 samples"):
+        class_log_prob(apply, None, jnp.array([0, 1]))(X, LEVELS)
+
+
 def test_log_probabilities_of_a_wrong_shape_are_refused():
     guide = classifier_guidance(lambda x, level: x, lambda x, level: x, guidance_scale=1.0)
     with pytest.raises(ValueError, match=r"log_prob returned the shape \(5, 2\)"):

@@ -101,6 +101,12 @@ def test_a_step_of_ddnm_plus_has_the_variance_of_an_ancestral_one():
     assert_gaussian(plain, mean[0], variance * np.eye(3))
 
 
+def test_pure_noise_is_refused_where_it_would_be_divided_by():
+    levels, solver = schedules.flow()(grids.uniform(4)), ddrm(OPERATOR, OPERATOR(POINT[None]))
+    with pytest.raises(ValueError, match="from which this solver cannot step"):
+        sample(jax.random.key(0), jnp.ones((2, 3)), certain, solver, levels)
+
+
 def test_an_operator_without_singular_values_is_refused():
     with pytest.raises(TypeError, match="ddrm needs an operator with its singular values"):
         ddrm(lambda x: x, jnp.zeros((1, 3)))

@@ -111,6 +111,20 @@ def test_the_noise_of_smooth_pictures_is_estimated_on_any_number_of_axes(shape):
     np.testing.assert_allclose(estimate_noise_std(ramp), 0.0, atol=4.0 / shape[0])
 
 
+@pytest.mark.parametrize("std", [0.0, -1.0, jnp.array([0.1, 0.2])])
+def test_noise_that_is_none_or_of_several_sizes_is_not_removed(std):
+    with pytest.raises(ValueError, match="needed is one positive number"):
+        noisy_levels(SCHEDULE, std)
+
+
+def test_bytes_are_not_edited():
+    picture, levels = jnp.zeros((1, 2), jnp.uint8), SCHEDULE(grids.trailing(4))
+    with pytest.raises(TypeError, match=r"x0 holds uint8; .* images / 127\.5 - 1"):
+        image_to_image(KEY, picture, DENOISE, ddim(), levels)
+    with pytest.raises(TypeError, match="y holds uint8"):
+        denoise_noisy(KEY, picture, DENOISE, ddim(), SCHEDULE, 0.1)
+
+
 def test_the_noise_of_what_is_no_picture_is_not_estimated():
     with pytest.raises(ValueError, match=r"needed is \[B, \*spatial, C\]"):
         estimate_noise_std(jnp.ones((3, 1, 4)))

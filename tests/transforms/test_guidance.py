@@ -217,6 +217,13 @@ def test_interval_guides_inside_and_not_outside(level):
         np.testing.assert_allclose(added(ratio, ratio), 1.0, rtol=1e-6)
 
 
+def test_an_interval_from_above_to_below_and_scales_for_other_samples_are_refused():
+    with pytest.raises(ValueError, match=r"low is 2\.0 and high 1\.0"):
+        guidance_interval(CONDITIONAL, UNCONDITIONAL, low=2.0, high=1.0)
+    with pytest.raises(ValueError, match="There are 2 values for the 3 samples"):
+        guided(jnp.ones(2))
+
+
 def test_ramp_is_linear_in_the_angle_of_the_level():
     angles = jnp.linspace(0.0, jnp.pi / 2, 5)
     scale = ramp(1.0, 5.0)(NoiseLevel(angles, 3.0 * jnp.cos(angles), 3.0 * jnp.sin(angles)))

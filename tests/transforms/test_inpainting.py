@@ -106,3 +106,21 @@ def test_shapes_that_do_not_fit_are_refused_before_sampling(known, mask, message
             replace_known(ddim(), known, mask),
             SCHEDULE(grids.trailing(2)),
         )
+
+
+@pytest.mark.parametrize(
+    ("known", "mask", "message"),
+    [
+        (jnp.ones((4, 2)), jnp.array([0.0, 0.5]), r"mask holds 0 to 0\.5"),
+        (jnp.ones((4, 2)), jnp.array([-1, 1]), "mask holds -1 to 1"),
+        (
+            jnp.array([[jnp.nan, 1.0]]),
+            jnp.array([0, 1]),
+            "Is the mask 1 where something is missing",
+        ),
+        (jnp.ones((4, 2), jnp.uint8), jnp.array([0, 1]), "known holds uint8"),
+    ],
+)
+def test_masks_between_and_known_parts_that_are_not_are_refused(known, mask, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        repaint(ddim(), known, mask)

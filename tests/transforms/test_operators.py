@@ -147,6 +147,11 @@ def test_conjugate_gradients_solve_systems_of_any_conditioning_beside_each_other
     np.testing.assert_allclose(result, np.linalg.solve(systems, b[..., None])[..., 0], rtol=1e-6)
 
 
+def test_a_system_is_not_solved_in_no_steps():
+    with pytest.raises(ValueError, match="max_iterations is 0"):
+        conjugate_gradients(lambda u: u, jnp.ones((1, 2)), max_iterations=0)
+
+
 def test_least_squares_of_least_norm_ignore_what_no_data_explains():
     matrix = np.float32(RNG.normal(size=(4, 2)) @ RNG.normal(size=(2, 5)))
     operator = lambda x: x @ matrix.T
@@ -174,6 +179,8 @@ def test_an_adjoint_that_does_not_fit_and_a_function_that_is_not_linear_are_refu
         check_operator(with_adjoint(1.0), (1, 4))
     with pytest.raises(ValueError, match=r"not linear: .* differ by a share of"):
         check_operator(lambda x: x + 1.0, (1, 4))
+    # one that measures nothing is linear
+    check_operator(operators.mask(np.zeros(4)), (1, 4))
 
 
 @pytest.mark.parametrize(
@@ -185,6 +192,15 @@ def test_an_adjoint_that_does_not_fit_and_a_function_that_is_not_linear_are_refu
         (lambda: operators.separable_blur(KERNEL, (8, 8)), r"kernel has shape \(3, 5\)"),
         (lambda: operators.downsample((8, 7), 2), r"\(8, 7\); .* multiples of the factor 2"),
         (lambda: operators.downsample((8, 8), 2, method="box"), "method is 'box'"),
+        (lambda: operators.downsample((8, 8), 0), "multiples of the factor 0"),
+        (lambda: operators.mask(KEEP)(PICTURE[:, :4]), r"mask of shape \(8, 6, 1\) does not fit"),
+        (lambda: operators.mask(np.ones((9, 2, 8, 6, 3)))(PICTURE), r"not fit .* \(2, 8, 6, 3\)"),
+        (lambda: operators.blur(KERNEL)(PICTURE[0]), r"blur needs pictures \[B, H, W, C\]"),
+        (lambda: operators.radon([0.0])(PICTURE[0, 0, 0]), "radon needs square pictures"),
+        (lambda: operators.heat((8, 6), -1.0), r"time is -1\.0"),
+        (lambda: operators.gaussian_kernel(0.0), r"std is 0\.0"),
+        (lambda: operators.decompose(jnp.tanh, (3,)), "not linear: at a random point"),
+        (lambda: operators.decompose(lambda x: x + 1.0, (3,)), "The operator is not linear"),
         (lambda: operators.fourier(np.ones(4))(PICTURE), r"keep has shape \(4,\)"),
         (lambda: operators.fourier(np.ones((8, 6)))(PICTURE), r"fourier needs \[B, 8, 6, 2\]"),
         (lambda: operators.radon(30.0), r"angles has shape \(\); radon needs \[A\]"),

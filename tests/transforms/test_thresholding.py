@@ -45,6 +45,13 @@ def test_learned_variance_passes(wrap):
     np.testing.assert_array_equal(result.fraction, 0.3 * X)
 
 
+def test_ranges_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"low is 1\.0 and high -1\.0"):
+        clip_denoised(identity, 1.0, -1.0)
+    with pytest.raises(ValueError, match=r"max_value is 0\.5"):
+        dynamic_threshold(identity, max_value=0.5)
+
+
 @pytest.mark.parametrize("quantile", [0.0, 1.5])
 def test_quantile_outside_its_range_is_refused(quantile):
     with pytest.raises(ValueError, match=f"quantile is {quantile}"):

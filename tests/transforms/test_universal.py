@@ -95,6 +95,12 @@ def test_patch_statistics_are_the_mean_and_covariance_of_all_patches():
         np.testing.assert_allclose(np.sort(result), np.sort(expected), atol=1e-5)
 
 
+@pytest.mark.parametrize(("shape", "size"), [((2, 4), 1), ((2, 5, 2, 1), 3), ((2, 5, 5, 1), 0)])
+def test_patches_that_do_not_fit_are_refused(shape, size):
+    with pytest.raises(ValueError, match="needed are images"):
+        patch_statistics(jnp.ones(shape), size=size)
+
+
 def test_statistics_match_where_they_are_equal():
     image = jax.random.normal(jax.random.key(1), (2, 5, 6, 1))
     loss = match_statistics(patch_statistics, patch_statistics(image)[0])
