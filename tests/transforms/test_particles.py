@@ -94,6 +94,31 @@ def test_the_same_lean_without_weights_is_biased():
     assert np.max(np.abs(values.mean(0) - expected(NOISE)) / error) > 8
 
 
+def test_problems_on_an_axis_of_their_own_are_solved_like_groups_in_a_batch():
+    """jax.vmap over observations, noises and keys; what each makes does not hang on the others."""
+    levels, size = schedules.linear()(grids.uniform(6)), 4
+    y, noises = np.float32([[0.2], [-0.5], [1.0]]), jnp.array([0.25, 0.1, 1.0])
+    start = initial_noise(jax.random.key(0), (3 * size, 2), levels)
+    keys = jax.random.split(jax.random.key(1), 3 * size)
+
+    def solve(keys, start, y, sigma_y):
+        solver = twisted(measure, y, sigma_y=sigma_y, num_particles=size)
+        return sample(keys, start, exact.denoiser(PRIOR), solver, levels)
+
+    @jax.jit
+    def both(y, noises):
+        groups = lambda values: values.reshape(3, size, *values.shape[1:])
+        apart = jax.vmap(solve)(groups(keys), groups(start), y[:, None], noises)
+        repeated = (jnp.repeat(values, size, axis=0) for values in (y, noises))
+        return apart, groups(solve(keys, start, *repeated))
+
+    apart, together = both(y, noises)
+    np.testing.assert_allclose(apart, together, rtol=1e-4, atol=1e-5)
+    other, _ = both(y * np.float32([[1.0], [5.0], [5.0]]), noises)
+    np.testing.assert_array_equal(other[0], apart[0])
+    assert not np.array_equal(other[1], apart[1])
+
+
 @pytest.mark.slow
 def test_groups_do_not_see_each_other():
     other = START.at[PARTICLES:].multiply(1.5)
@@ -135,5 +160,7 @@ def test_what_does_not_fit_is_refused():
     solver = twisted(measure, Y[None], sigma_y=NOISE, num_particles=8)
     with pytest.raises(ValueError, match="batch of 12 does not divide into groups of 8"):
         solver.init(jnp.zeros((12, 2)))
+    with pytest.raises(ValueError, match="num_particles is 0"):
+        twisted(measure, Y[None], sigma_y=NOISE, num_particles=0)
     with pytest.raises(ValueError, match="twisted needs noise > 0"):
         twisted(measure, Y[None], sigma_y=0.0, num_particles=8)
