@@ -1,4 +1,5 @@
-"""What an image encoder sees in images: the embedding by which edit.py matches a style.
+"""What an image encoder sees in images: the embedding by which edit.py matches a style, and by
+which evaluate.py compares sets.
 
 FOLDER/config.json, *.safetensors       an image encoder of CLIP, in the format of transformers
 FOLDER/preprocessor_config.json         image_mean and image_std; CLIP's where there is none
@@ -31,8 +32,8 @@ class Embedding(NamedTuple):
     embed: Callable[[Any, Array], Array]
 
 
-def load_embedding(folder: Path) -> Embedding:
-    """Read an image encoder.
+def load_embedding(folder: Path, *, flag: str = "--embedding") -> Embedding:
+    """Read an image encoder, from the folder that a flag of the command line names.
 
     Raises:
       ValueError: the folder holds another network, or one for other images than in colour.
@@ -42,7 +43,7 @@ def load_embedding(folder: Path) -> Embedding:
     config = encoder.config
     if not isinstance(config, CLIPVisionConfig) or config.in_channels != 3:
         raise ValueError(
-            f"--embedding is {folder}, which holds a {type(config).__name__}; needed is an image "
+            f"{flag} is {folder}, which holds a {type(config).__name__}; needed is an image "
             "encoder of CLIP for images in colour."
         )
     file = folder / PREPROCESSOR

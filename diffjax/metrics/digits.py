@@ -27,18 +27,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial.distance import cdist
 
-from diffjax.metrics.frechet import Moments, frechet_distance, moments
-from diffjax.metrics.neighbours import (
-    Scores,
-    duplicates,
-    kth_smallest,
-    match,
-    memorised,
-    scores,
-)
-from diffjax.metrics.uncertainty import jackknife
+from diffjax.metrics.frechet import distance_to, moments
+from diffjax.metrics.neighbours import duplicates, memorised
+from diffjax.metrics.sets import Distance, frechet, mean_distance, neighbour_scores, share
 
 COMPONENTS = 40
 
@@ -94,12 +86,15 @@ def evaluate_digits(
     """
     generated, labels = _checked(images, labels)
     real = real_digits()
-    halves = _halvings(len(real.levels), num_halvings, seed)
-    agreed = classifier(real).predict(generated) == labels
-    result = _share("agreement", agreed)
-    result |= _frechet(generated, real, halves)
-    result |= _neighbours(generated, real, halves, k)
-    result |= _share("memorised", memorised(generated, real.levels))
+    result = share("agreement", classifier(real).predict(generated) == labels)
+    distance = distance_to_digits(real, num_halvings=num_halvings, seed=seed)
+    result |= frechet(distance.features(generated), distance.halves)
+    for end in ("", "_stderr"):
+        result[f"frechet_ratio{end}"] = result[f"frechet_distance{end}"] / distance.floor
+    result["frechet_floor"] = distance.floor
+    halves = [half for half, _ in _halvings(len(real.levels), num_halvings, seed)]
+    result |= neighbour_scores(generated, real.levels, halves, k)
+    result |= share("memorised", memorised(generated, real.levels))
     result["duplicates"] = float(duplicates(generated))
     result["num_images"] = float(len(generated))
     return result
@@ -131,77 +126,38 @@ def _halvings(size: int, count: int, seed: int) -> list[tuple[np.ndarray, np.nda
     return [(order[: size // 2], order[size // 2 :]) for order in orders]
 
 
-def _share(name: str, yes: np.ndarray) -> dict[str, float]:
-    share = float(np.mean(yes))
-    return {name: share, f"{name}_stderr": float(np.sqrt(share * (1 - share) / len(yes)))}
-
-
 class DistanceToDigits(NamedTuple):
     """Fréchet distance to the real digits, in the components of this module.
 
     Attributes:
-      of: levels [N, 64] in 0..16 -> the mean distance to random halves of the real digits.
+      features: levels [N, 64] in 0..16 -> the components [N, 40].
+      halves: (mean, covariance) -> the distance to each of several halves of the real digits.
+      of: levels [N, 64] in 0..16 -> the mean distance to those halves.
       floor: that of the other halves.
     """
 
+    features: Callable[[np.ndarray], np.ndarray]
+    halves: list[Distance]
     of: Callable[[np.ndarray], float]
     floor: float
 
 
-def distance_to_digits(*, num_halvings: int = 20, seed: int = 0) -> DistanceToDigits:
+def distance_to_digits(
+    real: Digits | None = None, *, num_halvings: int = 20, seed: int = 0
+) -> DistanceToDigits:
     """What `frechet_ratio` is the quotient of; arguments as in `evaluate_digits`."""
-    real = real_digits()
-    components = whitened_components(real)
-    halves = _halvings(len(real.levels), num_halvings, seed)
-    distance, floor = _to_halves(components.transform(real.levels), halves)
-    return DistanceToDigits(lambda levels: distance(components.transform(levels)), floor)
-
-
-def _to_halves(real_features: np.ndarray, halves) -> tuple[Callable[[np.ndarray], float], float]:
-    """The mean Fréchet distance of features to one half of the real ones, and the other half's."""
-    pairs = [(moments(real_features[one]), moments(real_features[two])) for one, two in halves]
-
-    def distance(features: np.ndarray) -> float:
-        given: Moments = moments(features)
-        return float(np.mean([frechet_distance(*one, *given) for one, _ in pairs]))
-
-    return distance, float(np.mean([frechet_distance(*one, *two) for one, two in pairs]))
+    real = real_digits() if real is None else real
+    transform = whitened_components(real).transform
+    features = transform(real.levels)
+    halvings = _halvings(len(features), num_halvings, seed)
+    halves = [distance_to(*moments(features[one])) for one, _ in halvings]
+    others = [moments(features[other]) for _, other in halvings]
+    floor = float(np.mean([distance(*other) for distance, other in zip(halves, others)]))
+    return DistanceToDigits(
+        transform, halves, lambda levels: mean_distance(transform(levels), halves), floor
+    )
 
 
 def round_to_levels(images: np.ndarray) -> np.ndarray:
     """Images [N, 8, 8, 1] in 0..255 as grey levels [N, 64] in 0..16, as the real ones have them."""
     return np.rint(np.reshape(images, (-1, 64)) * (16 / 255))
-
-
-def _frechet(generated: np.ndarray, real: Digits, halves) -> dict[str, float]:
-    components = whitened_components(real)
-    distance, floor = _to_halves(components.transform(real.levels), halves)
-    features = components.transform(generated)
-    value = distance(features)
-    error = float(jackknife(lambda keep: distance(features[keep]), len(features)))
-    return {
-        "frechet_ratio": value / floor,
-        "frechet_ratio_stderr": error / floor,
-        "frechet_distance": value,
-        "frechet_floor": floor,
-    }
-
-
-def _neighbours(generated: np.ndarray, real: Digits, halves, k: int) -> dict[str, float]:
-    distances = cdist(real.levels, generated)
-    among_generated = cdist(generated, generated)
-    among_real = cdist(real.levels, real.levels)
-    real_radii = [kth_smallest(among_real[np.ix_(one, one)], k) for one, _ in halves]
-
-    def values(keep: np.ndarray) -> np.ndarray:
-        generated_radii = kth_smallest(among_generated[np.ix_(keep, keep)], k)
-        matches = [
-            match(distances[np.ix_(one, keep)], own_radii, generated_radii)
-            for (one, _), own_radii in zip(halves, real_radii)
-        ]
-        return np.mean([scores(each, k) for each in matches], axis=0)
-
-    found = Scores(*map(float, values(np.arange(len(generated)))))
-    errors = Scores(*map(float, jackknife(values, len(generated))))
-    with_errors = {f"{name}_stderr": value for name, value in errors._asdict().items()}
-    return found._asdict() | with_errors

@@ -1,20 +1,22 @@
-"""Distances between two sets of feature vectors by their moments, in float64.
+"""The Fréchet distance of two sets of feature vectors, by their moments, in float64.
 
-The Fréchet distance fits a Gaussian to each set,
+It fits a Gaussian to each set,
 
-    d² = |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^(1/2)),
+    d² = |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^(1/2))
 
-the kernel distance needs no such assumption: it is the squared maximum mean discrepancy
+The estimate is biased upwards. For n1 and n2 samples of one Gaussian, whose covariance has the
+eigenvalues l_i, its expectation is not 0 but, to first order,
 
-    MMD² = E k(x, x') + E k(y, y') - 2 E k(x, y),    k(x, y) = (x·y / d + 1)³,
+    (1/n1 + 1/n2) (sum_i l_i + 1/2 sum_ij l_i l_j (1 + [i = j]) / (l_i + l_j)),
 
-with the diagonal terms left out, which makes the estimate unbiased. The estimate of the Fréchet
-distance is biased upwards, by about tr(C) (1/n1 + 1/n2) times a number of order one: compare only
-values that were computed from equal numbers of samples.
+which for a covariance of 1 in D dimensions is (1/n1 + 1/n2) (D + D (D + 1) / 4): compare only
+values that were computed from equal numbers of samples, and take many more of them than there are
+dimensions.
 
-Features are whatever the caller takes: Inception activations give FID and KID.
+Features are whatever the caller takes: Inception activations give FID.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +40,7 @@ def moments(features: np.ndarray) -> Moments:
     array([[2., 2.],
            [2., 2.]])
     """
-    features = _features(features)
+    features = as_features(features)
     if len(features) < 2:
         raise ValueError(f"There is {len(features)} feature vector; a covariance needs 2 or more.")
     return Moments(features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False)))
@@ -68,19 +70,33 @@ def frechet_distance(
     >>> frechet_distance(np.zeros(2), np.eye(2), np.ones(2), 4 * np.eye(2))
     4.0
     """
-    mean1, mean2 = np.asarray(mean1, np.float64), np.asarray(mean2, np.float64)
-    covariance1 = np.asarray(covariance1, np.float64)
-    covariance2 = np.asarray(covariance2, np.float64)
-    size = mean1.size
-    if mean2.shape != mean1.shape or not (covariance1.shape == covariance2.shape == (size, size)):
-        raise ValueError(
-            f"Means {mean1.shape}, {mean2.shape} and covariances {covariance1.shape}, "
-            f"{covariance2.shape} do not fit together; expected [D] and [D, D]."
-        )
-    roots = symmetric_root(covariance1) @ symmetric_root(covariance2)
-    overlap = np.sum(linalg.svdvals(roots))
-    distance = np.sum((mean1 - mean2) ** 2) + np.trace(covariance1 + covariance2) - 2 * overlap
-    return float(max(distance, 0.0))
+    return distance_to(mean1, covariance1)(mean2, covariance2)
+
+
+def distance_to(
+    mean1: np.ndarray, covariance1: np.ndarray
+) -> Callable[[np.ndarray, np.ndarray], float]:
+    """`frechet_distance` for several distances to one Gaussian, whose root is taken once.
+
+    >>> distance_to(np.zeros(2), np.eye(2))(np.ones(2), 4 * np.eye(2))
+    4.0
+    """
+    mean1, covariance1 = np.asarray(mean1, np.float64), np.asarray(covariance1, np.float64)
+    shape = (mean1.size, mean1.size)
+    root = symmetric_root(covariance1) if covariance1.shape == shape else None
+
+    def distance(mean2: np.ndarray, covariance2: np.ndarray) -> float:
+        mean2, covariance2 = np.asarray(mean2, np.float64), np.asarray(covariance2, np.float64)
+        if root is None or mean2.shape != mean1.shape or covariance2.shape != shape:
+            raise ValueError(
+                f"Means {mean1.shape}, {mean2.shape} and covariances {covariance1.shape}, "
+                f"{covariance2.shape} do not fit together; expected [D] and [D, D]."
+            )
+        overlap = np.sum(linalg.svdvals(root @ symmetric_root(covariance2)))
+        spread = np.trace(covariance1 + covariance2) - 2 * overlap
+        return float(max(np.sum((mean1 - mean2) ** 2) + spread, 0.0))
+
+    return distance
 
 
 def symmetric_root(covariance: np.ndarray) -> np.ndarray:
@@ -92,40 +108,8 @@ def symmetric_root(covariance: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(values)) @ vectors.T
 
 
-def kernel_distance(features1: np.ndarray, features2: np.ndarray) -> float:
-    """The unbiased squared maximum mean discrepancy under the cubic kernel, the "KID".
-
-    It may be negative: the expectation for two samples of the same distribution is zero. Memory
-    grows as N·M; for large sets average it over random subsets of 1,000, as the paper does.
-
-    Source: Bińkowski et al., "Demystifying MMD GANs", arXiv:1801.01401, section 4.
-
-    Args:
-      features1: [N, D], N at least 2.
-      features2: [M, D], M at least 2.
-
-    Raises:
-      ValueError: other shapes, or too few of either.
-    """
-    x, y = _features(features1), _features(features2)
-    if x.shape[1] != y.shape[1] or len(x) < 2 or len(y) < 2:
-        raise ValueError(
-            f"Features have shapes {x.shape} and {y.shape}; expected [N, D] and [M, D] with N, M "
-            "of 2 or more."
-        )
-    return _mean_off_diagonal(x) + _mean_off_diagonal(y) - 2 * float(_kernel(x, y).mean())
-
-
-def _mean_off_diagonal(x: np.ndarray) -> float:
-    kernel = _kernel(x, x)
-    return float((kernel.sum() - np.trace(kernel)) / (len(x) * (len(x) - 1)))
-
-
-def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (x @ y.T / x.shape[1] + 1) ** 3
-
-
-def _features(features: np.ndarray) -> np.ndarray:
+def as_features(features: np.ndarray) -> np.ndarray:
+    """Features [N, D] as float64, or a ValueError."""
     features = np.asarray(features, np.float64)
     if features.ndim != 2:
         raise ValueError(f"Features have shape {features.shape}; expected [N, D].")
