@@ -163,8 +163,8 @@ def guidance_interval(
     Array([1.], dtype=float32)
     """
 
-    ends = concrete_values(low), concrete_values(high)
-    if all(end is not None for end in ends) and np.any(np.greater(*ends)):
+    least, most = concrete_values(low), concrete_values(high)
+    if least is not None and most is not None and np.any(least > most):
         raise ValueError(f"low is {low} and high {high}; low must not be above high.")
 
     def chosen(x: Array, level: NoiseLevel) -> Array:

@@ -57,8 +57,8 @@ def twisted(
     denoiser's conditioning must be equal within a group. The particles of a group are draws from
     nearly one posterior, but not independent of each other: keep the first of each group where
     that matters. End the grid at the clean level (sigma = 0), where the last resampling makes the
-    weights equal. The state is the logarithms of the weights, [B]. Several observations are groups of
-    one batch, or an axis of `jax.vmap` around `sample`, with the same result.
+    weights equal. The state is the logarithms of the weights, [B]. Several observations are groups
+    of one batch, or an axis of `jax.vmap` around `sample`, with the same result.
 
     Args:
       operator: A, a linear function [B, ...] -> [B, ...].
