@@ -7,12 +7,13 @@
     python experiments/robustness.py augment --real few.npz --synthetic synthetic.npz
 
 Classifiers and diffusion model see the same few digits; all the others test them. Figures are
-means over several classifiers of different seeds, with the standard deviation between them.
+means over several classifiers of different seeds, with the standard deviation between them; the
+last two commands also draw them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ from diffjax.networks import Functional, classifier
 from diffjax.training import make_mesh
 from diffjax.training.manifest import whole_file
 from model import SampleOptions, make_levels, make_schedule
+from robustness_pictures import NUM_SHOWN, Accuracies, save_accuracies, save_purification
 from runs import load_run
 
 
@@ -59,6 +61,8 @@ class Classifiers:
     """training steps of each, with 64 digits"""
     num_tested: int = 1000
     """digits to test on, at most"""
+    output: Path | None = None
+    """FILE.png for a picture of the result; by default purified.png or augmented.png"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,37 +146,47 @@ def read_sets(args: Classifiers) -> tuple[Digits, Digits]:
     return real, tested
 
 
-@partial(jax.jit, static_argnames=("network", "num_steps"))
 def fit(
-    key: Array, network: Functional, real: Digits, synthetic: Digits, share: Any, num_steps: int
+    key: Array, network: Functional, real: Digits, synthetic: Digits, share: float, num_steps: int
 ) -> Any:
     """Train a classifier by Adam on batches of 64, of which a share is synthetic."""
+    init_key, key = jax.random.split(key)
+    start, improve = trainer(network, num_steps)
+    state = start(init_key)
+    # not a scan: on a CPU the gradients of convolutions are slow within loops
+    for i in range(num_steps):
+        state = improve(state, jax.random.fold_in(key, i), real, synthetic, share)
+    return state.params
+
+
+@cache
+def trainer(network: Functional, num_steps: int) -> tuple[Callable, Callable]:
+    """The start of a training and one step of it, compiled."""
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, num_steps))
     # without noise, whatever the time
     clean = lambda t: dj.NoiseLevel(0.0 * t, jnp.ones_like(t), jnp.zeros_like(t))
     loss = dj.classifier_loss(network.apply, clean)
-    step = dj.make_train_step(loss, optimizer)
-    init_key, key = jax.random.split(key)
+    step = dj.make_train_step(loss, optimizer, ema_decay=())
 
     def draw(key: Array, digits: Digits) -> Digits:
         chosen = jax.random.randint(key, (64,), 0, len(digits.labels))
         return jax.tree.map(lambda leaf: leaf[chosen], digits)
 
-    def improve(state, i):
-        keys = jax.random.split(jax.random.fold_in(key, i), 3)
+    def improve(state, key: Array, real: Digits, synthetic: Digits, share: Array):
+        keys = jax.random.split(key, 3)
         made = jnp.arange(64) < 64 * share
         pick = lambda a, b: jnp.where(made.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
         batch = jax.tree.map(pick, draw(keys[0], synthetic), draw(keys[1], real))
-        state, _ = step(state, {"x0": batch.images, "labels": batch.labels}, keys[2])
-        return state, None
+        return step(state, {"x0": batch.images, "labels": batch.labels}, keys[2])[0]
 
-    state = dj.init_train_state(network.init(init_key), optimizer)
-    return lax.scan(improve, state, jnp.arange(num_steps))[0].params
+    start = jax.jit(lambda key: dj.init_train_state(network.init(key), optimizer, ema_decay=()))
+    return start, jax.jit(improve, donate_argnums=0)
 
 
 def purify(args: Purify) -> None:
     if args.num_draws < 1:
         raise ValueError(f"--num-draws is {args.num_draws}; at least one is needed.")
+    output = prepare_output(args.output or Path("purified.png"), ".png")
     real, tested = read_sets(args)
     run, network = load_run(args.workdir, make_mesh()), make_classifier()
     null = run.config.network.num_classes
@@ -195,38 +209,52 @@ def purify(args: Purify) -> None:
         guess = partial(probabilities, network, params)
 
         def purified(x):
+            def draw(key):
+                image = dj.image_to_image(key, x, denoise, **walk)
+                return image[:NUM_SHOWN], guess(image)
+
             # one draw has the class of the digit by chance, many tell its probability
-            draw = lambda key: guess(dj.image_to_image(key, x, denoise, **walk))
-            return lax.map(draw, jax.random.split(key, args.num_draws)).mean(axis=0)
+            images, guesses = lax.map(draw, jax.random.split(key, args.num_draws))
+            return images[0], guesses.mean(axis=0)
 
-        guesses = guess(tested.images), guess(attacked), purified(attacked), purified(tested.images)
-        return [accuracy(guess, tested.labels) for guess in guesses]
+        (image, restored), (_, unharmed) = purified(attacked), purified(tested.images)
+        guesses = guess(tested.images), guess(attacked), restored, unharmed
+        return jnp.argmax(jnp.stack(guesses), axis=-1), attacked[:NUM_SHOWN], image
 
-    rows = []
+    guesses, shown = [], []
     for seed in range(args.num_seeds):
         params = fit(jax.random.key(seed), network, real, real, 0.0, args.num_steps)
-        rows.append(test(run.params, params, jax.random.key(seed)))
+        guess, *images = jax.device_get(test(run.params, params, jax.random.key(seed)))
+        guesses.append(guess)
+        shown.append(images)
     names = "as they are", "attacked", "attacked and purified", "purified alone"
-    print_table(names, zip(*rows))
+    right = np.mean(np.stack(guesses, axis=1) == np.asarray(tested.labels), axis=-1)
+    found: Accuracies = dict(zip(names, right))
+    print_table(found)
+    # the first digits, as the first classifier sees them
+    first, labels = (np.asarray(leaf[:NUM_SHOWN]) for leaf in tested)
+    save_purification(output, found, [first, *shown[0]], guesses[0][:3, :NUM_SHOWN], labels)
+    print(f"Wrote {output}")
 
 
 def augment(args: Augment) -> None:
     if not 0.0 < args.share < 1.0:
         raise ValueError(f"--share is {args.share}; it must be between 0 and 1.")
+    output = prepare_output(args.output or Path("augmented.png"), ".png")
     (real, tested), network = read_sets(args), make_classifier()
     synthetic = read_digits(args.synthetic)
-    test = jax.jit(
-        lambda params: accuracy(probabilities(network, params, tested.images), tested.labels)
-    )
-    rows = [
-        [
-            test(fit(jax.random.key(seed), network, real, synthetic, share, args.num_steps))
-            for share in (0.0, args.share)
-        ]
-        for seed in range(args.num_seeds)
-    ]
+    guess = jax.jit(lambda params: jnp.argmax(probabilities(network, params, tested.images), -1))
     names = f"{len(real.labels)} real digits", f"and {len(synthetic.labels)} synthetic ones"
-    print_table(names, zip(*rows))
+    found = {}
+    for name, share in zip(names, (0.0, args.share)):
+        trained = (
+            fit(jax.random.key(seed), network, real, synthetic, share, args.num_steps)
+            for seed in range(args.num_seeds)
+        )
+        found[name] = np.array([np.mean(guess(params) == tested.labels) for params in trained])
+    print_table(found)
+    save_accuracies(output, found)
+    print(f"Wrote {output}")
 
 
 def make_classifier() -> Functional:
@@ -239,16 +267,11 @@ def probabilities(network: Functional, params: Any, images: Array) -> Array:
     return jax.nn.softmax(network.apply(params, images, jnp.zeros(len(images))))
 
 
-def accuracy(guesses: Array, labels: Array) -> Array:
-    return jnp.mean(jnp.argmax(guesses, axis=1) == labels)
-
-
-def print_table(names: Iterable[str], columns: Iterable[Any]) -> None:
+def print_table(found: Accuracies) -> None:
     """Means over the classifiers and standard deviations between them, as Markdown."""
     print("| digits | accuracy, % | standard deviation between seeds |\n| --- | --- | --- |")
-    for name, values in zip(names, columns):
-        percent = 100.0 * np.asarray(values, float)
-        print(f"| {name} | {percent.mean():.1f} | {percent.std(ddof=1):.1f} |")
+    for name, values in found.items():
+        print(f"| {name} | {100 * values.mean():.1f} | {100 * values.std(ddof=1):.1f} |")
 
 
 COMMANDS: dict[type, Callable[[Any], None]] = {Split: split, Purify: purify, Augment: augment}

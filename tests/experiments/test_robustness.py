@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import robustness
 from configs import CONFIGS
@@ -21,7 +22,7 @@ def linear(params, x, t, *, keys=None):
 
 @pytest.fixture
 def call(monkeypatch, tmp_path, capsys):
-    """Run a command; the numbers of its table, by the names of the rows."""
+    """Run a command in an empty folder; the numbers of its table, by the names of the rows."""
     run = Run(CONFIGS["digits"], Functional(None, denoiser), jnp.array(0.3), 1)
     monkeypatch.setattr(robustness, "load_run", lambda *_: run)
     network = Functional(lambda key: 0.01 * jax.random.normal(key, (64, 10)), linear)
@@ -31,7 +32,8 @@ def call(monkeypatch, tmp_path, capsys):
     def call(command, *words):
         monkeypatch.setattr("sys.argv", ["robustness.py", command, *words])
         robustness.main()
-        rows = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]
+        lines = capsys.readouterr().out.splitlines()
+        rows = [line.split("|") for line in lines if line.startswith("|")][2:]
         return {row[1].strip(): float(row[2]) for row in rows}
 
     return call
@@ -50,8 +52,13 @@ def test_an_attack_costs_accuracy_and_all_rows_are_there(call):
     ]  # fmt: skip
     assert found["as they are"] > 50.0
     assert found["attacked"] < found["as they are"] - 10.0
-    unharmed = call("purify", *flags, "--radius", "0.0")
+    picture = np.asarray(Image.open("purified.png").convert("RGB"))
+    unharmed = call("purify", *flags, "--radius", "0.0", "--output", "unharmed.png")
     assert unharmed["attacked"] == unharmed["as they are"] == found["as they are"]
+    # the attack is in the picture
+    other = np.asarray(Image.open("unharmed.png").convert("RGB"))
+    assert picture.shape == other.shape
+    assert not np.array_equal(picture, other)
 
 
 @pytest.mark.slow
@@ -63,6 +70,7 @@ def test_wrong_synthetic_digits_cost_accuracy_and_the_training_set_is_not_tested
     real, augmented = found.values()
     assert list(found) == ["200 real digits", "and 100 synthetic ones"]
     assert augmented < real - 10.0
+    assert Image.open("augmented.png").size[0] > 300
     np.savez("all.npz", images=images, labels=labels)
     with pytest.raises(ValueError, match="holds all the digits"):
         call("augment", "--real", "all.npz", "--synthetic", "wrong.npz", *QUICK)
@@ -74,6 +82,7 @@ def test_wrong_synthetic_digits_cost_accuracy_and_the_training_set_is_not_tested
         (("split", "--num-train", "3"), "--num-train is 3"),
         (("augment", "--synthetic", "x.npz", "--num-seeds", "1"), "a spread needs at least 2"),
         (("augment", "--synthetic", "x.npz", "--share", "1.0"), "--share is 1.0"),
+        (("augment", "--synthetic", "x.npz", "--output", "x.npz"), "expected FILE.png"),
     ],
 )
 def test_what_cannot_be_is_refused(call, words, message):
