@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from perfect_network import perfect_network
 
 from diffjax.core import exact, schedules
 from diffjax.core.continuous_bound import bound_loss, continuous_bound, reconstruction_bits
 from diffjax.core.learned_schedule import learned_bound_loss, learned_logsnr
 from diffjax.core.levels import NoiseLevel
-from diffjax.core.parameterizations import PARAMETERIZATIONS, estimate_eps, target
+from diffjax.core.parameterizations import PARAMETERIZATIONS
 
 KEY = jax.random.key(0)
 START, END = 12.0, -8.0
@@ -129,39 +130,23 @@ def test_quantised_data_cost_no_bits_to_reconstruct_without_noise_and_all_withou
 def losses_of_every_row():
     """bound_loss of a perfect network under every prediction, and of the learned schedule."""
     schedule = SCHEDULES["learned"]
-    denoise = exact.denoiser(GAUSSIAN)
-    base = schedules.log_linear(START, END)
-
-    def network_for(row):
-        # the perfect output, from the clock that the row tells
-        def apply(params, x, t, keys):
-            level = CLOCKS.get(row.name, base)(t)
-            x = x / row.in_scale(level)[:, None]
-            x0 = params * denoise(x, level)
-            return target(row, x0, estimate_eps(x, x0, level), level)
-
-        return apply
+    base, denoise = schedules.log_linear(START, END), exact.denoiser(GAUSSIAN)
 
     @jax.jit
     def run():
         x0 = exact.draw(KEY, GAUSSIAN, 64)
         values = {}
         for name, row in PARAMETERIZATIONS.items():
-            loss = bound_loss(network_for(row), schedule, row, num_bins=None)
+            loss = bound_loss(perfect_network(row, denoise, base), schedule, row, num_bins=None)
             values[name] = jax.jvp(lambda p, f=loss: f(p, {"x0": x0}, KEY)[0], (0.9,), (1.0,))
         row = PARAMETERIZATIONS["v"]
-        learned = learned_bound_loss(network_for(row), schedule, row, num_bins=None)
+        learned = learned_bound_loss(
+            perfect_network(row, denoise, base), schedule, row, num_bins=None
+        )
         params = {"network": 0.9, "schedule": schedule.params}
         return values, learned(params, {"x0": x0}, KEY)
 
     return run()
-
-
-CLOCKS = {
-    # log(sigma / alpha), and a quarter of it
-    "ncsn": lambda t: schedules.levels_at(schedules.log_linear(START, END), jnp.exp(t)),
-    "edm": lambda t: schedules.levels_at(schedules.log_linear(START, END), jnp.exp(4.0 * t)),
-}
 
 
 def test_bound_and_its_gradient_are_the_same_for_every_prediction():

@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from perfect_network import perfect_network
 from scipy import stats
 
 from diffjax.core import exact, schedules
 from diffjax.core.integrators import dormand_prince, runge_kutta
-from diffjax.core.inverse import level_at
 from diffjax.core.keys import sample_keys
 from diffjax.core.levels import NoiseLevel
 from diffjax.core.likelihood import (
@@ -25,9 +25,7 @@ from diffjax.core.likelihood import (
 )
 from diffjax.core.parameterizations import (
     PARAMETERIZATIONS,
-    estimate_eps,
     make_denoiser,
-    target,
 )
 from diffjax.core.sigma_schedules import edm_sigmas, flow, variance_exploding
 from diffjax.core.variational import variational_bound
@@ -121,15 +119,7 @@ def test_random_probes_agree_within_four_standard_errors(probes):
 
 def perfect_denoiser(row, schedule):
     """Made of a network that is told the clock of a prediction, and predicts LINE perfectly."""
-    ratios = {"ncsn": jnp.exp, "edm": lambda t: jnp.exp(4.0 * t)}
-
-    def apply(params, x, t):
-        level = level_at(schedule)(ratios[row.name](t)) if row.name in ratios else schedule(t)
-        x = x / row.in_scale(level)[:, None]
-        x0 = exact.denoiser(LINE)(x, level)
-        return target(row, x0, estimate_eps(x, x0, level), level)
-
-    return make_denoiser(apply, None, row)
+    return make_denoiser(perfect_network(row, exact.denoiser(LINE), schedule), None, row)
 
 
 @pytest.mark.slow

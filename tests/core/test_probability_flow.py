@@ -6,19 +6,17 @@ That it is right for every schedule is tested together with the likelihood.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from perfect_network import perfect_network
 
 from diffjax.core import exact, schedules
 from diffjax.core.integrators import dormand_prince, runge_kutta
-from diffjax.core.inverse import level_at
 from diffjax.core.keys import sample_keys
-from diffjax.core.levels import NoiseLevel, expand_level, logsnr
+from diffjax.core.levels import NoiseLevel, expand, logsnr
 from diffjax.core.likelihood import exact_trace
 from diffjax.core.parameterizations import (
     PARAMETERIZATIONS,
     LearnedVariance,
-    estimate_eps,
     make_denoiser,
-    target,
 )
 from diffjax.core.probability_flow import follow_flow, position_of, velocity_field
 
@@ -61,25 +59,15 @@ def test_flow_solved_adaptively_is_the_exact_map():
 
 
 def test_velocity_and_its_divergence_are_the_same_under_every_prediction():
-    denoiser = lambda x, level: jnp.tanh(x + level.sigma)
-
-    def network(row):
-        """What a perfect network of this row returns, which knows its level from the clock."""
-
-        def apply(params, scaled, t):
-            # rows with a clock of their own tell a multiple of log(sigma / alpha)
-            own = {"edm": 4.0, "ncsn": 1.0}.get(row.name)
-            level = level_at(LINEAR)(jnp.exp(own * t)) if own else LINEAR(t)
-            x = scaled / row.in_scale(level)[:, None]
-            x0 = denoiser(x, expand_level(level, x))
-            return target(row, x0, estimate_eps(x, x0, level), level)
-
-        return apply
+    denoiser = lambda x, level: jnp.tanh(x + expand(level.sigma, x))
 
     @jax.jit
     def under_each(positions):
         rows = PARAMETERIZATIONS
-        denoisers = {name: make_denoiser(network(row), None, row) for name, row in rows.items()}
+        denoisers = {
+            name: make_denoiser(perfect_network(row, denoiser, LINEAR), None, row)
+            for name, row in rows.items()
+        }
         keys = sample_keys(jax.random.key(0), jnp.arange(len(X)))
 
         def at(denoise, p):
