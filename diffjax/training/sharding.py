@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffjax.training.state import TrainState
@@ -99,7 +100,8 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
       mesh: from `make_mesh`.
 
     Raises:
-      ValueError: the global batch size is not a multiple of the size of the axis `data`.
+      ValueError: the global batch size is not a multiple of the size of the axis `data`, or an
+        entry has no axis of samples.
 
     >>> import numpy as np
     >>> mesh = make_mesh(devices=jax.devices()[:1])
@@ -107,7 +109,12 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     ('data',)
     """
     sharding = batch_sharding(mesh)
-    for leaf in jax.tree.leaves(batch):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        if not np.ndim(leaf):
+            raise ValueError(
+                f"{_path_name(path)!r} of the batch is a single number; every entry is [B, ...], "
+                "with the samples on its first axis."
+            )
         check_batch_size(leaf.shape[0] * jax.process_count(), mesh)
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
@@ -124,12 +131,17 @@ def fsdp(axis: str = "data", *, min_size: int = 2**14) -> list[Rule]:
       axis: the mesh axis to split over; the batch's own by default.
       min_size: arrays with fewer elements, biases and scales, stay replicated.
 
+    Raises:
+      ValueError: when the rules are used on a mesh without that axis.
+
     >>> [(pattern, spec)] = fsdp(min_size=8)
     >>> tuple(spec((3, 4), make_mesh(devices=jax.devices()[:1])))
     (None, 'data')
     """
 
     def spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+        if axis not in mesh.shape:
+            raise ValueError(f"fsdp splits over {axis!r}; the mesh has {list(mesh.shape)}.")
         fitting = [i for i, size in enumerate(shape) if size % mesh.shape[axis] == 0]
         if math.prod(shape) < min_size or not fitting:
             return PartitionSpec()
@@ -228,16 +240,38 @@ def initialize_distributed(
       coordinator_address: `host:port` of process 0, the same in every process.
       num_processes: how many processes the job has.
       process_id: which of them this is, from 0.
+
+    Raises:
+      ValueError: there are to be several processes, but nothing says where they meet; each would
+        otherwise run alone. Or one of the variables is no number.
     """
     env = os.environ
     coordinator_address = coordinator_address or env.get("JAX_COORDINATOR_ADDRESS")
-    if num_processes is None and "JAX_NUM_PROCESSES" in env:
-        num_processes = int(env["JAX_NUM_PROCESSES"])
-    if process_id is None and "JAX_PROCESS_ID" in env:
-        process_id = int(env["JAX_PROCESS_ID"])
-    if num_processes == 1 or not (coordinator_address or _in_a_cluster(env)):
+    if num_processes is None:
+        num_processes = _number(env, "JAX_NUM_PROCESSES")
+    if process_id is None:
+        process_id = _number(env, "JAX_PROCESS_ID")
+    if num_processes == 1:
+        return
+    if not (coordinator_address or _in_a_cluster(env)):
+        if num_processes is not None:
+            raise ValueError(
+                f"There are to be {num_processes} processes, but nothing says where they meet: "
+                "give coordinator_address, or set JAX_COORDINATOR_ADDRESS to HOST:PORT of "
+                "process 0."
+            )
         return
     jax.distributed.initialize(coordinator_address, num_processes, process_id)
+
+
+def _number(env: Mapping[str, str], name: str) -> int | None:
+    """A variable that holds a number, if it is set."""
+    text = env.get(name)
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise ValueError(f"{name} is {text!r}; it must be a number.")
+    return int(text)
 
 
 def _in_a_cluster(env: Mapping[str, str]) -> bool:

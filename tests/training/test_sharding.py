@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 import tiny_problem as tiny
 
-from diffjax.training.sharding import initialize_distributed
+from diffjax.training.sharding import (
+    fsdp,
+    initialize_distributed,
+    make_mesh,
+    params_sharding,
+    shard_batch,
+)
 from diffjax.training.step import make_train_step
 
 HERE = Path(__file__).parent
@@ -73,3 +79,28 @@ def test_initialize_distributed_does_nothing_for_one_process(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
     initialize_distributed()
     assert called == [(None, None, None)]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "nothing says where they meet"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES is 'two'; it must be a number"),
+    ],
+)
+def test_processes_that_would_run_alone_are_refused(monkeypatch, variables, message):
+    for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        initialize_distributed()
+
+
+def test_an_axis_that_the_mesh_lacks_and_a_number_in_a_batch_are_refused():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    params = {"kernel": np.zeros((200, 200))}
+    with pytest.raises(ValueError, match=r"fsdp splits over 'model'; the mesh has \['data'\]"):
+        params_sharding(params, mesh, fsdp("model"))
+    with pytest.raises(ValueError, match="'scale' of the batch is a single number"):
+        shard_batch({"x0": np.zeros((2, 3)), "scale": 3.0}, mesh)
