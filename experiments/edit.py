@@ -298,9 +298,7 @@ def restored(args: Enlarge | Colourise, job: Job, what: str) -> list[Array]:
 
     @jax.jit
     def run(weights, key, y):
-        # a method of particles asks for several copies of each image
-        denoiser = lambda copies: job.denoiser(weights, job.wanted.repeat(copies))
-        return draw(key, denoiser=denoiser, y=y)
+        return draw(key, denoiser=partial(job.denoiser_of_copies, weights), y=y)
 
     seen = jax.image.resize(measurement.show(y), (len(y), *shape), "nearest")
     before = [job.images, seen] if whole else [seen]

@@ -133,13 +133,9 @@ class Prior(NamedTuple):
 def digits(args: Digits) -> Prior:
     job = read_job(args)
     job.require_denoiser("an inverse problem")
-
-    def denoiser(weights: Any, copies: int) -> Denoiser:
-        return job.denoiser(weights, job.wanted.repeat(copies))
-
     levels = posterior_levels(args.num_steps, job.schedule)
     std = float(jnp.std(job.images))
-    return Prior(job.images, job.weights, denoiser, levels, std, lambda x: x)
+    return Prior(job.images, job.weights, job.denoiser_of_copies, levels, std, lambda x: x)
 
 
 def photographs_prior(args: Photographs) -> Prior:

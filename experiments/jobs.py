@@ -113,6 +113,10 @@ class Job(NamedTuple):
         """The solver, guided where the guidance is one of solvers."""
         return guided_solver(solver, self.options)
 
+    def denoiser_of_copies(self, weights: Any, count: int) -> Any:
+        """The denoiser of as many copies of each image, for methods of particles."""
+        return self.denoiser(weights, self.wanted.repeat(count))
+
     def require_denoiser(self, what: str) -> None:
         """Refuse guidances of solvers where the estimate itself is needed."""
         guidance = self.options.read_guidance()
