@@ -4,6 +4,10 @@ Of the embedding of an image:
 
     tokens = norm(W embedding),    several for each embedding
 
+of that of a face (FaceID), through a hidden layer:
+
+    tokens = norm(W2 GELU(W1 embedding))
+
 Of all states of the image encoder, which the tokens resample (IP-Adapter Plus): each block is
 
     z = z + Attention(norm(z), [norm(x), norm(z)]);    z = z + W2 GELU(W1 norm(z))
@@ -39,12 +43,14 @@ class ImageTokensConfig:
       embedding_features: of the embedding.
       features: of a token.
       count: of the tokens.
+      hidden: of the layer between, for embeddings of faces; None for none.
       dtype, param_dtype: of the computation and of the parameters.
     """
 
     embedding_features: int
     features: int
     count: int = 4
+    hidden: int | None = None
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -85,6 +91,8 @@ def image_tokens(config: ImageTokensConfig) -> Functional:
     >>> jax.eval_shape(apply, params, jnp.ones((2, 8))).shape
     (2, 4, 6)
     """
+    if config.hidden is not None:
+        return _in_dtype(config, lambda rngs: FaceTokens(config, config.hidden or 0, rngs=rngs))
     make = lambda rngs: ImageTokens(
         config.embedding_features, config.features, count=config.count, rngs=rngs
     )
@@ -113,6 +121,22 @@ def _in_dtype(
         return network.apply(params, jnp.asarray(seen, config.dtype))
 
     return Functional(network.init, apply)
+
+
+class FaceTokens(nnx.Module):
+    """Tokens of the embedding of a face.
+
+    Source: IP-Adapter-FaceID, Tencent AI Lab 2023.
+    """
+
+    def __init__(self, config: ImageTokensConfig, hidden: int, *, rngs: nnx.Rngs):
+        outputs = config.count * config.features
+        self.ff = FeedForward(config.embedding_features, hidden, outputs, act="gelu", rngs=rngs)
+        self.norm = LayerNorm(config.features, eps=EPS)
+        self.count = config.count
+
+    def __call__(self, embedding: Array) -> Array:
+        return self.norm(self.ff(embedding).reshape(len(embedding), self.count, -1))
 
 
 class Resampler(nnx.Module):

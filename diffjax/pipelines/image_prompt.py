@@ -7,7 +7,7 @@
     conditions = with_image_prompt(conditions, seen, nothing)
     images = txt2img(system, params, keys, conditions, ...)
 
-A ControlNet beside it takes the tokens of the image for words.
+A ControlNet beside it sees the words alone: `steered(..., image_tokens=...)`.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffjax.networks.functional import Params
-from diffjax.networks.image_tokens import ResamplerConfig
+from diffjax.networks.image_tokens import ImageTokensConfig, ResamplerConfig
 from diffjax.pipelines.system import Inputs, System
 from diffjax.pretrained import Components, Model
 from diffjax.pretrained.ip_adapter import IMAGE_TOKENS
@@ -85,9 +85,12 @@ def image_prompt(
       pixels: [B, S, S, 3], see `clip_pixels`.
 
     Raises:
-      ValueError: the adapter was trained with an encoder of another size.
+      ValueError: the adapter was trained with an encoder of another size, or sees faces: then their
+        embeddings are what `with_image_prompt` takes.
     """
     config = parts.models[IMAGE_TOKENS].config
+    if isinstance(config, ImageTokensConfig) and config.hidden is not None:
+        raise ValueError("the IP-Adapter sees embeddings of faces, which CLIP does not make")
     resamples = isinstance(config, ResamplerConfig)
     needed = config.state_features if resamples else config.embedding_features
     given = model.config.hidden_size if resamples else model.config.projection_dim

@@ -3,18 +3,21 @@
     y = Attention(q, text W_k, text W_v) + scale Attention(q, image W'_k, image W'_v)
 
 in every attention to the context. A file holds the new projections, and the network that makes
-tokens of what an image encoder sees, of the embedding alone or (IP-Adapter Plus) of all states:
+tokens of what an image encoder sees, of the embedding alone or (IP-Adapter Plus) of all states, or
+of the embedding of a face (FaceID), and then changes of low rank of all attentions:
 
     image_proj.proj.weight, image_proj.norm.weight, ...
     image_proj.latents, image_proj.proj_in.weight, image_proj.layers.0. ...
+    image_proj.proj.0.weight, image_proj.proj.2.weight, image_proj.norm.weight, ...
     ip_adapter.1.to_k_ip.weight, ip_adapter.1.to_v_ip.weight, ip_adapter.3. ...
+    ip_adapter.0.to_q_lora.down.weight, ip_adapter.0.to_q_lora.up.weight, ...
 
 The numbers count all attentions of the UNet, those on the way up before those in the middle.
 Source: IP-Adapter, arXiv:2308.06721, section 3.2.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +35,10 @@ from diffjax.networks.image_tokens import (
 )
 from diffjax.pretrained.added_layers import Route, with_layers
 from diffjax.pretrained.components import Components
+from diffjax.pretrained.lora import lora_of, merge_lora, module_names
 from diffjax.pretrained.models import Model
 from diffjax.pretrained.tensor_files import read_tensor_file
-from diffjax.pretrained.weights import UnsupportedError, to_params
+from diffjax.pretrained.weights import UnsupportedError, renamer, to_params
 
 # the name of the new network among the parts
 IMAGE_TOKENS = "image_tokens"
@@ -58,7 +62,8 @@ _RESAMPLER = {
 # other adapters hold one of these
 _OTHER_KINDS = {
     "image_proj.proj.3.weight": "an IP-Adapter that makes a token of every state",
-    "image_proj.proj.0.weight": "an IP-Adapter of faces (FaceID)",
+    "image_proj.perceiver_resampler.proj_in.weight": "an IP-Adapter of faces and their pictures "
+    "(FaceID Plus)",
 }
 
 
@@ -71,7 +76,7 @@ def load_ip_adapter(path: str | Path, parts: Components, *, scale: float = 1.0) 
     Args:
       path: a safetensors file.
       parts: of a system with a conditional UNet.
-      scale: how much the image counts.
+      scale: how much the image counts; the changes of low rank of adapters of faces always do.
 
     Returns:
       The parts with another "unet" and with "image_tokens".
@@ -84,6 +89,8 @@ def load_ip_adapter(path: str | Path, parts: Components, *, scale: float = 1.0) 
     if IMAGE_TOKENS in parts.models:
         raise ValueError(f"the parts hold an IP-Adapter already; {path} needs parts without one")
     _require_known(path, stored)
+    if "unet" not in parts.models:
+        raise UnsupportedError(f"{parts.name} has no UNet that {path} could join")
     old = parts.models["unet"]
     kinds = {"dtype": old.config.dtype, "param_dtype": old.config.param_dtype}
     seen = {
@@ -93,6 +100,7 @@ def load_ip_adapter(path: str | Path, parts: Components, *, scale: float = 1.0) 
     }
     read = _read_resampler if "latents" in seen else _read_projection
     model = read(seen, old.config.context.width, kinds)
+    old = _with_changes(path, old, stored)
     unet_model = _with_projections(old, stored, model.config.count)
     unet_model = unet_model._replace(params=scale_image(unet_model.params, scale))
     return parts._replace(models={**parts.models, "unet": unet_model, IMAGE_TOKENS: model})
@@ -109,11 +117,16 @@ def scale_image(params: Params, scale: ArrayLike) -> Params:
 
 
 def _read_projection(tensors: Mapping[str, Any], width: int, kinds: dict[str, str]) -> Model:
-    """The layer of an adapter that sees an embedding."""
-    rows, embedding = tensors["proj.weight"].shape
-    config = ImageTokensConfig(embedding, width, count=max(rows // width, 1), **kinds)
-    rename = lambda name: re.sub(r"^proj\.", "image_embeds.", name)
-    return _loaded(config, image_tokens(config), tensors, rename)
+    """The layer, or both layers, of an adapter that sees an embedding."""
+    if "proj.0.weight" in tensors:
+        hidden, embedding = tensors["proj.0.weight"].shape
+        rows = tensors["proj.2.bias"].shape[0] if "proj.2.bias" in tensors else width
+        names = {"proj.0": "ff.linear_1", "proj.2": "ff.linear_2"}
+    else:
+        hidden, (rows, embedding) = None, tensors["proj.weight"].shape
+        names = {"proj": "image_embeds"}
+    config = ImageTokensConfig(embedding, width, max(rows // width, 1), hidden, **kinds)
+    return _loaded(config, image_tokens(config), tensors, renamer(names))
 
 
 def _read_resampler(tensors: Mapping[str, Any], width: int, kinds: dict[str, str]) -> Model:
@@ -158,12 +171,14 @@ def _resampler_name(name: str) -> str:
 
 def _with_projections(old: Model, stored: Mapping[str, Any], count: int) -> Model:
     config = replace(old.config, context=replace(old.config.context, image_tokens=count))
-    mine = {name: each for name, each in stored.items() if name.startswith("ip_adapter.")}
+    mine = {
+        name: each
+        for name, each in stored.items()
+        if name.startswith("ip_adapter.") and "_lora." not in name
+    }
 
     def rename(routes: list[Route]) -> Callable[[str], str]:
-        modules = sorted({route[:-2] for route in routes}, key=_place)
-        # between two attentions to the context there is one of the image to itself
-        numbers = {f"{2 * i + 1}": ".".join(module) for i, module in enumerate(modules)}
+        numbers = {n: ".".join(each) for n, each in _numbered(route[:-2] for route in routes)}
 
         def named(name: str) -> str:
             _, number, rest = name.split(".", 2)
@@ -172,6 +187,33 @@ def _with_projections(old: Model, stored: Mapping[str, Any], count: int) -> Mode
         return named
 
     return with_layers(old, config, mine, rename)
+
+
+def _with_changes(path: str | Path, old: Model, stored: Mapping[str, Any]) -> Model:
+    """The UNet with the changes of low rank that adapters of faces hold."""
+    mine = {
+        name: each
+        for name, each in stored.items()
+        if name.startswith("ip_adapter.") and "_lora." in name
+    }
+    if not mine:
+        return old
+    queries = {route[:-2]: name for route, name in module_names(old).items() if "to_q" in route}
+    numbers = {n: queries.get(each, "") for n, each in _numbered(queries)}
+    changes = {}
+    for name, each in mine.items():
+        _, number, rest = name.split(".", 2)
+        module = numbers.get(number, number).removesuffix(".to_q")
+        changes[f"unet.{module}.{rest}"] = each
+    lora = lora_of(changes, {"unet": old}, source=path)
+    return old._replace(params=merge_lora({"unet": old.params}, lora)["unet"])
+
+
+def _numbered(modules: Iterable[Route]) -> list[tuple[str, Route]]:
+    """Attentions as files number them: those of the image to itself even, those to a text odd."""
+    pairs = sorted({each[:-1] for each in modules if each[-1] in ("attn1", "attn2")}, key=_place)
+    ends = (0, "attn1"), (1, "attn2")
+    return [(f"{2 * i + n}", (*pair, end)) for i, pair in enumerate(pairs) for n, end in ends]
 
 
 def _place(module: tuple[str, ...]) -> tuple:
@@ -184,10 +226,9 @@ def _require_known(path: str | Path, stored: Mapping[str, Any]) -> None:
     for name, kind in _OTHER_KINDS.items():
         if name in stored:
             raise UnsupportedError(
-                f"{path} is {kind}; supported are those of one embedding and those that resample"
+                f"{path} is {kind}; supported are those of one embedding, of faces too, and those "
+                "that resample"
             )
-    if not {"image_proj.proj.weight", "image_proj.latents"} & stored.keys():
-        raise UnsupportedError(
-            f"{path} holds no IP-Adapter: neither image_proj.proj.weight nor image_proj.latents "
-            "is in it"
-        )
+    needed = "image_proj.proj.weight", "image_proj.proj.0.weight", "image_proj.latents"
+    if not set(needed) & stored.keys():
+        raise UnsupportedError(f"{path} holds no IP-Adapter: none of {', '.join(needed)} is in it")

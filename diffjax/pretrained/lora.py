@@ -85,12 +85,16 @@ def load_lora(path: str | Path, models: Mapping[str, Model]) -> Lora:
       UnsupportedError: a tensor is for no module of the networks, or of a kind without down and up.
       ValueError: the file is damaged or holds something else, or shapes do not fit.
     """
-    tensors = read_tensor_file(path)
+    return lora_of(read_tensor_file(path), models, source=path)
+
+
+def lora_of(tensors: Mapping[str, Any], models: Mapping[str, Model], *, source: Any) -> Lora:
+    """The same of tensors by their names; source: where they are from, for messages."""
     found: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         match = _ENDS.fullmatch(name.replace(".processor.", "."))
         if match is None:
-            raise UnsupportedError(f"{path}: {name} is neither down, up nor alpha of a LoRA")
+            raise UnsupportedError(f"{source}: {name} is neither down, up nor alpha of a LoRA")
         kind = next(kind for kind in ("down", "up", "alpha") if match[kind])
         found.setdefault(match["module"], {})[kind] = np.asarray(tensor)
     known = {part: _modules(model) for part, model in models.items()}
@@ -106,7 +110,7 @@ def load_lora(path: str | Path, models: Mapping[str, Model]) -> Lora:
         lora.setdefault(part, {})[route] = _low_rank(module, parts, kernel.shape)
     if strange:
         raise UnsupportedError(
-            f"{path}: {len(strange)} of {len(found)} modules are not in the networks "
+            f"{source}: {len(strange)} of {len(found)} modules are not in the networks "
             f"{', '.join(models)}: {', '.join(strange[:5])}"
         )
     return lora

@@ -200,11 +200,61 @@ def test_damaged_and_second_adapters_are_refused(parts, plus, tmp_path):
         load_ip_adapter(plus, load_ip_adapter(plus, parts))
 
 
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """One that sees embeddings of faces of 5 numbers, with changes of rank 2 of all attentions."""
+    draw = np.random.default_rng(0).standard_normal
+    shapes = {"proj.0.weight": (10, 5), "proj.0.bias": (10,), "proj.2.weight": (24, 10)}
+    shapes |= {"proj.2.bias": (24,), "norm.weight": (6,), "norm.bias": (6,)}
+    tensors = {f"image_proj.{name}": draw(shape) for name, shape in shapes.items()}
+    tensors |= attentions(lambda *shape: draw(shape))
+    for number in range(8):
+        for name in ("to_q", "to_k", "to_v", "to_out"):
+            width = 6 if number % 2 and name in ("to_k", "to_v") else 16
+            change = f"ip_adapter.{number}.{name}_lora"
+            tensors |= {f"{change}.down.weight": draw((2, width))}
+            tensors |= {f"{change}.up.weight": draw((16, 2))}
+    path = tmp_path_factory.mktemp("faces") / "ip-adapter-faceid.safetensors"
+    save_file({name: 0.3 * each.astype(np.float32) for name, each in tensors.items()}, path)
+    return path
+
+
+def test_an_adapter_of_faces_changes_all_attentions_as_files_number_them(parts, faces):
+    stored = load_file(faces)
+    loaded = load_ip_adapter(faces, parts, scale=0.5)
+    before, after = (flatten(each.models["unet"].params) for each in (parts, loaded))
+    places = {
+        0: "down_blocks 1 attentions 0 transformer_blocks 0 attn1",
+        5: "up_blocks 0 attentions 1 transformer_blocks 0 attn2",
+        6: "mid_block attentions 0 transformer_blocks 0 attn1",
+    }
+    for number, place in places.items():
+        for name, end in (("to_q", ()), ("to_k", ()), ("to_v", ()), ("to_out", ("0",))):
+            route = (*place.split(), name, *end, "kernel")
+            change = f"ip_adapter.{number}.{name}_lora"
+            up, down = (stored[f"{change}.{kind}.weight"] for kind in ("up", "down"))
+            change = after[route] - before[route]
+            np.testing.assert_allclose(change, (up @ down).T, atol=1e-5)
+    config = loaded.models[IMAGE_TOKENS].config
+    assert (config.embedding_features, config.hidden, config.count) == (5, 10, 4)
+    encoder = SimpleNamespace(config=SimpleNamespace(hidden_size=5, projection_dim=5))
+    with pytest.raises(ValueError, match="sees embeddings of faces"):
+        image_prompt(loaded, encoder, 2.0, jnp.ones((1, 3, 2, 5)))
+
+
+def test_changes_of_other_attentions_are_refused(parts, faces, tmp_path):
+    tensors = load_file(faces)
+    moved = {name.replace("ip_adapter.7.", "ip_adapter.9."): each for name, each in tensors.items()}
+    save_file(moved, tmp_path / "moved.safetensors")
+    with pytest.raises(UnsupportedError, match=r"4 of 32 modules are not in the networks unet"):
+        load_ip_adapter(tmp_path / "moved.safetensors", parts)
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("image_proj.proj.3.weight", "a token of every state"),
-        ("image_proj.proj.0.weight", "of faces"),
+        ("image_proj.perceiver_resampler.proj_in.weight", "of faces and their pictures"),
         ("other", "holds no IP-Adapter"),
     ],
 )
@@ -215,7 +265,9 @@ def test_other_kinds_are_named(parts, tmp_path, name, reason):
 
 
 @pytest.mark.slow
-def test_diffusers_makes_the_same_of_an_adapter(parts, adapter, tmp_path):
+@pytest.mark.parametrize("kind", ["adapter", "faces"])
+def test_diffusers_makes_the_same_of_an_adapter(parts, kind, request, tmp_path):
+    adapter = request.getfixturevalue(kind)
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
     save_model(tmp_path, CONFIG, parts.models["unet"].params)
     theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path)
@@ -227,9 +279,11 @@ def test_diffusers_makes_the_same_of_an_adapter(parts, adapter, tmp_path):
         [{"image_proj": only("image_proj."), "ip_adapter": only("ip_adapter.")}],
         low_cpu_mem_usage=False,
     )
-    for processor in theirs.attn_processors.values():
+    for number, (name, processor) in enumerate(theirs.attn_processors.items()):
         if hasattr(processor, "scale"):
             processor.scale = [0.7]
+        if kind == "faces":
+            merge_changes(theirs.get_submodule(name.removesuffix(".processor")), stored, number)
     draw = lambda *shape: np.random.default_rng(sum(shape)).standard_normal(shape, np.float32)
     x, text, seen, t = draw(2, 8, 8, 4), draw(2, 3, 6), draw(2, 5), np.array([10, 500])
     with torch.no_grad():
@@ -249,3 +303,11 @@ def test_diffusers_makes_the_same_of_an_adapter(parts, adapter, tmp_path):
 
     found = np.moveaxis(run(loaded.params), -1, 1)
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def merge_changes(attention, stored, number):
+    """What an adapter of faces holds for an attention of diffusers, in its weights."""
+    layers = {"to_q": attention.to_q, "to_k": attention.to_k, "to_v": attention.to_v}
+    for name, layer in {**layers, "to_out": attention.to_out[0]}.items():
+        change = f"ip_adapter.{number}.{name}_lora"
+        layer.weight.data += stored[f"{change}.up.weight"] @ stored[f"{change}.down.weight"]
