@@ -25,6 +25,9 @@ from diffjax.pretrained.weights import UnsupportedError, renamer
 # the class that saves a Stable Diffusion together with its adapter
 _ANIMATED = "AnimateDiffPipeline"
 
+# the setting of a scheduler that says how its betas grow
+_BETAS = "beta_schedule"
+
 
 def _read(saved: Mapping[str, Any]) -> dict[str, Any]:
     middle = saved["motion_transformer_layers_per_mid_block"]
@@ -95,14 +98,15 @@ def on_linear_betas(scheduler: Scheduler) -> Scheduler:
 
     in the place of the square of such a line, from the same start to the same end.
     """
-    if "beta_schedule" not in scheduler.config:
+    if _BETAS not in scheduler.config:
         raise UnsupportedError(
             f"{scheduler.name} has no table of betas; motion adapters need one, such as "
             "DDIMScheduler"
         )
-    return read_scheduler(
-        {**scheduler.config, "_class_name": scheduler.name, "beta_schedule": "linear"}
-    )
+    # what was a default of the class that saved the file is a setting now
+    unset = [name for name in scheduler.saved.get("_use_default_values", ()) if name != _BETAS]
+    saved = {**scheduler.saved, _BETAS: "linear", "_use_default_values": unset}
+    return read_scheduler(saved, class_name=scheduler.name)
 
 
 def _require_fit(folder: str | Path, settings: Mapping[str, Any], parts: Components) -> None:

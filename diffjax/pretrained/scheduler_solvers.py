@@ -64,7 +64,7 @@ def no_limit(config: Config) -> Callable[[Denoiser], Denoiser]:
     return lambda denoise: denoise
 
 
-def _limited(
+def limited(
     solver: Solver, limit: Callable[[Denoiser], Denoiser], *, keep_variance: bool = False
 ) -> Solver:
     """The solver, asking a denoiser whose estimates are limited; a learned variance is dropped."""
@@ -91,12 +91,12 @@ def read_ddpm(config, limit, levels, **options):
     name = config["variance_type"]
     if name not in names:
         raise UnsupportedError(f"variance_type is {name!r}; supported: {', '.join(names)}.")
-    return _limited(ancestral(names[name], **options), limit, keep_variance=True)
+    return limited(ancestral(names[name], **options), limit, keep_variance=True)
 
 
 def read_ddim(config, limit, levels, *, eta=0.0, use_clipped_model_output=False, **options):
     if use_clipped_model_output:
-        return _limited(ddim(eta, **options), limit)
+        return limited(ddim(eta, **options), limit)
 
     return ddim(eta, limit=_limit_x0(limit, levels), **options)
 
@@ -123,15 +123,15 @@ def _churn(config, levels, s_churn=0.0, **options) -> Churn | None:
 
 
 def read_euler(config, limit, levels, *, normal=normal_each, **options):
-    return _limited(euler(_churn(config, levels, **options), normal=normal), limit)
+    return limited(euler(_churn(config, levels, **options), normal=normal), limit)
 
 
 def read_euler_ancestral(config, limit, levels, **options):
-    return _limited(euler_ancestral(**options), limit)
+    return limited(euler_ancestral(**options), limit)
 
 
 def read_heun(config, limit, levels):
-    return _limited(heun(), limit)
+    return limited(heun(), limit)
 
 
 def read_flow_euler(config, limit, levels, **options):
@@ -177,7 +177,7 @@ def _dpm_options(config, levels):
 def read_dpm_multistep(config, limit, levels, *, begin=0, **more):
     options, orders = _dpm_options(config, levels)
     options |= {"orders": orders[begin:], **more}
-    return _limited(dpm_multistep(config["solver_order"], **options), limit)
+    return limited(dpm_multistep(config["solver_order"], **options), limit)
 
 
 def read_dpm_singlestep(config, limit, levels, *, begin=0, **more):
@@ -188,7 +188,7 @@ def read_dpm_singlestep(config, limit, levels, *, begin=0, **more):
     orders = block_orders(num_steps, order, lower_final=lower)
     if config["final_sigmas_type"] == "zero":
         orders[-1] = 1
-    return _limited(dpm_singlestep(order, orders=orders[begin:], **options, **more), limit)
+    return limited(dpm_singlestep(order, orders=orders[begin:], **options, **more), limit)
 
 
 def read_unipc(config, limit, levels, *, begin=0):
@@ -206,7 +206,7 @@ def read_unipc(config, limit, levels, *, begin=0):
         orders=orders[begin:],
         correct=correct[begin:],
     )
-    return _limited(solver, limit)
+    return limited(solver, limit)
 
 
 def read_sa(config, limit, levels, *, begin=0, tau=None, **options):
@@ -226,7 +226,7 @@ def read_sa(config, limit, levels, *, begin=0, tau=None, **options):
         orders=np.arange(num_steps, 0, -1)[begin:] if config["lower_order_final"] else None,
         **options,
     )
-    return _limited(solver, limit)
+    return limited(solver, limit)
 
 
 def noise_in_between(level):
@@ -235,19 +235,19 @@ def noise_in_between(level):
 
 
 def read_lms(config, limit, levels, *, order=4):
-    return _limited(lms(order), limit)
+    return limited(lms(order), limit)
 
 
 def read_dpm2(config, limit, levels):
-    return _limited(dpm2(tables.floored_table(config)), limit)
+    return limited(dpm2(tables.floored_table(config)), limit)
 
 
 def read_dpm2_ancestral(config, limit, levels, **options):
-    return _limited(dpm2(tables.floored_table(config), eta=1.0, **options), limit)
+    return limited(dpm2(tables.floored_table(config), eta=1.0, **options), limit)
 
 
 def read_dpm_sde(config, limit, levels, **options):
-    return _limited(dpm_sde(tables.floored_table(config), **options), limit)
+    return limited(dpm_sde(tables.floored_table(config), **options), limit)
 
 
 def read_pndm(config, limit, levels):
@@ -283,7 +283,7 @@ def sine_schedule(u):
 
 
 def read_lcm(config, limit, levels, **options):
-    return _limited(renoise(**options), limit)
+    return limited(renoise(**options), limit)
 
 
 def read_tcd(config, limit, levels, *, eta=0.3, **options):
@@ -308,7 +308,7 @@ def boundary(config) -> Callable[[Denoiser], Denoiser]:
 
 def read_consistency(config, limit, levels, **options):
     floor, s_noise = config["sigma_min"], config["s_noise"]
-    return _limited(renoise(floor=floor, s_noise=s_noise, **options), limit)
+    return limited(renoise(floor=floor, s_noise=s_noise, **options), limit)
 
 
 def read_wuerstchen(config, limit, levels, *, normal=normal_each):

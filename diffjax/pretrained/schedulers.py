@@ -41,6 +41,7 @@ class Scheduler(NamedTuple):
     Attributes:
       name: the scheduler's class.
       config: its settings, defaults included.
+      saved: the settings as they were read, for `read_scheduler(saved, class_name=...)`.
       schedule: what the network was trained on.
       parameterization: what the network predicts.
       learned_variance: whether it predicts the reverse variance too; then the denoiser comes from
@@ -58,6 +59,7 @@ class Scheduler(NamedTuple):
 
     name: str
     config: Config
+    saved: Config
     schedule: Schedule
     parameterization: Parameterization
     learned_variance: bool
@@ -113,6 +115,7 @@ def read_scheduler(source: str | Path | Config, *, class_name: str | None = None
     return Scheduler(
         name=name,
         config=config,
+        saved=saved,
         schedule=schedule,
         parameterization=row.parameterization(config),
         learned_variance=config.get("variance_type") == "learned_range",
