@@ -22,21 +22,39 @@ from diffjax.pipelines.tasks import (
     txt2img,
     walk,
 )
-from diffjax.pipelines.unclip import Unclip, enlarged, unclip, with_embedding
-from diffjax.pipelines.weaker import beside, perturbed_attention, without_attention_maps
+from diffjax.pipelines.unclip import (
+    UNCLIP,
+    Unclip,
+    enlarged,
+    sample_embedding,
+    sample_images,
+    unclip,
+    with_embedding,
+)
+from diffjax.pipelines.weaker import (
+    attentive,
+    beside,
+    guided_within,
+    perturbed_attention,
+    showing_attention,
+    without_attention_maps,
+)
 
 __all__ = [
     "SYSTEMS",
+    "UNCLIP",
     "Inputs",
     "Plan",
     "System",
     "Unclip",
+    "attentive",
     "beside",
     "conditioning",
     "control_times",
     "denoiser",
     "encode",
     "enlarged",
+    "guided_within",
     "handover",
     "img2img",
     "inpaint",
@@ -44,6 +62,9 @@ __all__ = [
     "make_system",
     "perturbed_attention",
     "refined",
+    "sample_embedding",
+    "sample_images",
+    "showing_attention",
     "start_noise",
     "steered",
     "txt2img",

@@ -1,6 +1,6 @@
 """Systems around diffusion transformers: DiT, PixArt, Stable Diffusion 3, Flux."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,7 +10,6 @@ from jax import Array
 from diffjax.networks.flux import grid_ids, pack, unpack
 from diffjax.networks.functional import Params
 from diffjax.pipelines.system import (
-    Codec,
     Inputs,
     System,
     clock_options,
@@ -18,7 +17,13 @@ from diffjax.pipelines.system import (
     kl_codec,
     texts_of,
 )
-from diffjax.pipelines.texts import clip_states, encoder_states, penultimate, tokenized
+from diffjax.pipelines.texts import (
+    clip_states,
+    encoder_states,
+    joined_inputs,
+    penultimate,
+    tokenized,
+)
 from diffjax.pretrained import Components
 
 
@@ -29,8 +34,7 @@ def dit(parts: Components) -> System:
     the null class.
     Source: arXiv:2212.09748.
     """
-    model, scheduler = parts.models["transformer"], parts.schedulers["scheduler"]
-    codec, config = kl_codec(parts), model.config
+    config = parts.models["transformer"].config
 
     def prepare(
         labels: Sequence[int], negative: Sequence[int | None] | None = None, **sizes: int
@@ -43,19 +47,8 @@ def dit(parts: Components) -> System:
                 raise ValueError(f"{label} is no class of 0 .. {null - 1}")
         return [{"labels": np.array(each, np.int32)} for each in found]
 
-    def apply(params: Params, x: Array, t: Array, **told: Array) -> Array:
-        output = model.network.apply(params["transformer"], x, t, **told)
-        return output if output.shape == x.shape else first_half(output)
-
-    return System(
-        parameterization=scheduler.parameterization,
-        learned_variance=False,
-        prepare=prepare,
-        condition=lambda params, inputs: inputs,
-        apply=apply,
-        **codec._asdict(),
-        size=_size(config.sample_size, codec),
-    )
+    condition = lambda params, inputs: inputs
+    return _system(parts, config.sample_size, prepare=prepare, condition=condition)
 
 
 def pixart(parts: Components) -> System:
@@ -64,8 +57,7 @@ def pixart(parts: Components) -> System:
     `prepare(prompts, negative=None, *, height, width, emphasis=False, max_length=120)`
     Source: arXiv:2310.00426.
     """
-    model, scheduler = parts.models["transformer"], parts.schedulers["scheduler"]
-    codec, config = kl_codec(parts), model.config
+    config = parts.models["transformer"].config
     encode = encoder_states(parts, "text_encoder", "tokenizer", masked=True)
 
     def prepare(
@@ -77,35 +69,20 @@ def pixart(parts: Components) -> System:
         emphasis: bool = False,
         max_length: int = 120,
     ) -> list[Inputs]:
-        texts = texts_of(prompts, negative)
+        texts, count = texts_of(prompts, negative), len(prompts)
         inputs = tokenized(parts, "tokenizer", texts, length=max_length, emphasis=emphasis)
-        if config.told_size:
-            count = len(prompts)
-            sizes = {
-                "resolution": np.full((count, 2), (height, width), np.float32),
-                "aspect_ratio": np.full((count, 1), height / width, np.float32),
-            }
-            inputs = [{**each, **sizes} for each in inputs]
-        return inputs
+        sizes = {
+            "resolution": np.full((count, 2), (height, width), np.float32),
+            "aspect_ratio": np.full((count, 1), height / width, np.float32),
+        }
+        return [{**each, **(sizes if config.told_size else {})} for each in inputs]
 
     def condition(params: Params, inputs: Inputs) -> dict[str, Any]:
         context, mask = encode(params, inputs)
         told = {name: inputs[name] for name in ("resolution", "aspect_ratio") if name in inputs}
         return {"context": context, "context_mask": mask, **told}
 
-    def apply(params: Params, x: Array, t: Array, **told: Array) -> Array:
-        output = model.network.apply(params["transformer"], x, t, **told)
-        return output if output.shape == x.shape else first_half(output)
-
-    return System(
-        parameterization=scheduler.parameterization,
-        learned_variance=False,
-        prepare=prepare,
-        condition=condition,
-        apply=apply,
-        **codec._asdict(),
-        size=_size(config.sample_size, codec),
-    )
+    return _system(parts, config.sample_size, prepare=prepare, condition=condition)
 
 
 def stable_diffusion_3(parts: Components) -> System:
@@ -117,11 +94,10 @@ def stable_diffusion_3(parts: Components) -> System:
     number of T5's tokens.
     Source: arXiv:2403.03206, section 4.
     """
-    model, scheduler = parts.models["transformer"], parts.schedulers["scheduler"]
-    codec, config = kl_codec(parts), model.config
-    has_t5 = "text_encoder_3" in parts.models
+    config, scheduler = parts.models["transformer"].config, parts.schedulers["scheduler"]
     first = clip_states(parts, "text_encoder", "tokenizer", states=penultimate)
     second = clip_states(parts, "text_encoder_2", "tokenizer_2", states=penultimate)
+    has_t5 = "text_encoder_3" in parts.models
     third = encoder_states(parts, "text_encoder_3", "tokenizer_3", masked=False) if has_t5 else None
 
     def prepare(
@@ -134,38 +110,25 @@ def stable_diffusion_3(parts: Components) -> System:
         max_length: int = 256,
     ) -> list[Inputs]:
         texts = texts_of(prompts, negative)
+        lengths = {"tokenizer": 77, "tokenizer_2": 77, "tokenizer_3": max_length}
+        there = [(name, length) for name, length in lengths.items() if name in parts.tokenizers]
         found = [
             tokenized(parts, name, texts, emphasis=emphasis, length=length)
-            for name, length in (
-                ("tokenizer", 77),
-                ("tokenizer_2", 77),
-                ("tokenizer_3", max_length),
-            )
-            if name in parts.tokenizers
+            for name, length in there
         ]
-        return [
-            {key: v for each in parallel for key, v in each.items()} for parallel in zip(*found)
-        ]
+        return [joined_inputs(parallel) for parallel in zip(*found)]
 
     def condition(params: Params, inputs: Inputs) -> dict[str, Any]:
         states, pooled = zip(first(params, inputs), second(params, inputs))
         context = jnp.concatenate(states, axis=-1)
-        width = config.context_dim
-        context = jnp.pad(context, ((0, 0), (0, 0), (0, width - context.shape[-1])))
+        missing = config.context_dim - context.shape[-1]
+        context = jnp.pad(context, ((0, 0), (0, 0), (0, missing)))
         if third is not None:
             context = jnp.concatenate([context, third(params, inputs)[0]], axis=1)
         return {"context": context, "pooled": jnp.concatenate(pooled, axis=-1)}
 
-    return System(
-        parameterization=scheduler.parameterization,
-        learned_variance=False,
-        prepare=prepare,
-        condition=condition,
-        apply=lambda params, x, t, **told: model.network.apply(params["transformer"], x, t, **told),
-        **codec._asdict(),
-        size=_size(config.sample_size, codec),
-        grid=clock_options(scheduler.config, codec),
-    )
+    system = _system(parts, config.sample_size, prepare=prepare, condition=condition)
+    return system._replace(grid=clock_options(scheduler.config, system.latent_shape))
 
 
 def flux(parts: Components) -> System:
@@ -175,11 +138,9 @@ def flux(parts: Components) -> System:
     max_length=512)`, with the number of T5's tokens. The scale that the network is told needs no
     negative prompt; guidance by one works as everywhere.
     """
-    model, scheduler = parts.models["transformer"], parts.schedulers["scheduler"]
-    codec, config = kl_codec(parts), model.config
+    distilled = parts.models["transformer"].config.guidance
     clip = clip_states(parts, "text_encoder", "tokenizer")
     t5 = encoder_states(parts, "text_encoder_2", "tokenizer_2", masked=False)
-    shift = clock_options(scheduler.config, codec)
 
     def prepare(
         prompts: Sequence[str],
@@ -195,27 +156,52 @@ def flux(parts: Components) -> System:
         short = tokenized(parts, "tokenizer", texts, length=77)
         long = tokenized(parts, "tokenizer_2", texts, length=max_length, emphasis=emphasis)
         told = {"guidance": np.full(len(prompts), embedded_guidance, np.float32)}
-        extra = told if config.guidance else {}
-        return [{**a, **b, **extra} for a, b in zip(short, long)]
+        return [{**a, **b, **(told if distilled else {})} for a, b in zip(short, long)]
 
     def condition(params: Params, inputs: Inputs) -> dict[str, Any]:
-        told = {"guidance": inputs["guidance"]} if config.guidance else {}
+        told = {"guidance": inputs["guidance"]} if distilled else {}
         return {"context": t5(params, inputs)[0], "pooled": clip(params, inputs)[1], **told}
 
-    def apply(params: Params, x: Array, t: Array, *, context: Array, **told: Array) -> Array:
+    system = _system(parts, 128, prepare=prepare, condition=condition)
+    shift = clock_options(parts.schedulers["scheduler"].config, system.latent_shape)
+
+    def grid(height: int, width: int, num_steps: int) -> dict[str, Any]:
+        sigmas = np.linspace(1.0, 1.0 / num_steps, num_steps)
+        return {"sigmas": sigmas, **shift(height, width, num_steps)}
+
+    return system._replace(apply=_on_packed(system.apply), grid=grid)
+
+
+def _on_packed(apply: Callable[..., Array]) -> Callable[..., Array]:
+    """Flux's transformer of tokens, squares of 2 x 2 latents, as a network of latents."""
+
+    def on_latents(params: Params, x: Array, t: Array, *, context: Array, **told: Array) -> Array:
         height, width = x.shape[1:3]
         ids = {
             "image_ids": grid_ids(height // 2, width // 2),
             "text_ids": jnp.zeros((context.shape[1], 3)),
         }
-        tokens = model.network.apply(
-            params["transformer"], pack(x), t / 1000.0, context=context, **ids, **told
-        )
+        tokens = apply(params, pack(x), t / 1000.0, context=context, **ids, **told)
         return unpack(tokens, height, width)
 
-    def grid(height: int, width: int, num_steps: int) -> dict[str, Any]:
-        sigmas = np.linspace(1.0, 1.0 / num_steps, num_steps)
-        return {"sigmas": sigmas, **shift(height, width, num_steps)}
+    return on_latents
+
+
+def _system(
+    parts: Components,
+    side: int,
+    *,
+    prepare: Callable[..., list[Inputs]],
+    condition: Callable[[Params, Inputs], dict[str, Any]],
+) -> System:
+    """A system around a transformer of latents, which was trained on side x side of them."""
+    model, scheduler = parts.models["transformer"], parts.schedulers["scheduler"]
+    codec = kl_codec(parts)
+    factor = 1024 // codec.latent_shape(1024, 1024)[0]
+
+    def apply(params: Params, x: Array, t: Array, **told: Array) -> Array:
+        output = model.network.apply(params["transformer"], x, t, **told)
+        return output if output.shape == x.shape else first_half(output)
 
     return System(
         parameterization=scheduler.parameterization,
@@ -224,12 +210,5 @@ def flux(parts: Components) -> System:
         condition=condition,
         apply=apply,
         **codec._asdict(),
-        size=_size(128, codec),
-        grid=grid,
+        size=(side * factor, side * factor),
     )
-
-
-def _size(side: int, codec: Codec) -> tuple[int, int]:
-    """The size of the images that have latents of side x side."""
-    factor = 1024 // codec.latent_shape(1024, 1024)[0]
-    return side * factor, side * factor

@@ -110,7 +110,9 @@ def with_small(
     return [{**each, **told} for each in conditions]
 
 
-def steered(system: System, steering: Mapping[str, Model], *, guess: bool = False) -> System:
+def steered(
+    system: System, steering: Mapping[str, Model], *, guess: bool = False, image_tokens: int = 0
+) -> System:
     """A system whose UNet is steered by pictures through ControlNets and T2I-Adapters.
 
     What several of them tell the UNet is added up. The inputs of its conditions need an entry of
@@ -121,6 +123,8 @@ def steered(system: System, steering: Mapping[str, Model], *, guess: bool = Fals
       system: around a conditional UNet.
       steering: the networks, by the names of the entries of params that hold their params.
       guess: for ControlNets, see there; then the scale of the unconditional inputs is 0.
+      image_tokens: how many tokens at the end of the context are those of an image
+        (`image_prompted`); ControlNets, which know words alone, are not told them.
     """
     nets = {k: each for k, each in steering.items() if isinstance(each.config, ControlNetConfig)}
     adapters = {name: each for name, each in steering.items() if name not in nets}
@@ -145,24 +149,32 @@ def steered(system: System, steering: Mapping[str, Model], *, guess: bool = Fals
         t: Array,
         *,
         control: Mapping[str, Inputs],
+        context: Array,
         channels: Array | None = None,
         features: Sequence[Array] = (),
         **told: Any,
     ) -> Array:
-        residuals = []
-        for name, each in nets.items():
-            given = control[name]
-            found = each.network.apply(
-                params[name], x, t, condition=given["picture"], guess=guess, **told
-            )
-            active = (given["last"] <= t) & (t <= given["first"])
-            scale = _wide(jnp.where(active, given["scale"], 0.0))
-            residuals.append(jax.tree.map(lambda part, scale=scale: part * scale, found))
+        words = {"context": context[:, : context.shape[1] - image_tokens], "guess": guess, **told}
+        seen = [
+            _residuals(model, params[name], x, t, control[name], words)
+            for name, model in nets.items()
+        ]
         more = {} if channels is None else {"channels": channels}
         more |= {"features": features} if features else {}
-        return system.apply(params, x, t, residuals=_added_up(residuals), **more, **told)
+        more |= {"context": context, "residuals": _added_up(seen)}
+        return system.apply(params, x, t, **more, **told)
 
     return system._replace(condition=condition, **({"apply": apply} if nets else {}))
+
+
+def _residuals(
+    model: Model, params: Params, x: Array, t: Array, given: Inputs, words: dict[str, Any]
+) -> Any:
+    """What one ControlNet adds to a UNet: what it says of its picture, scaled, within its times."""
+    found = model.network.apply(params, x, t, condition=given["picture"], **words)
+    active = (given["last"] <= t) & (t <= given["first"])
+    scale = _wide(jnp.where(active, given["scale"], 0.0))
+    return jax.tree.map(lambda part: part * scale, found)
 
 
 def with_control(

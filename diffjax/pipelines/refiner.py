@@ -55,7 +55,8 @@ def refined(system: System, refiner: System, *, until: ArrayLike) -> System:
       until: the last time at which the first network is called, see `handover`.
 
     Raises:
-      ValueError: the networks predict different things, or the first has a worse one beside it.
+      ValueError: the networks predict different things, or guidance looks at another network of
+        the first, too.
     """
     _require_alike(system, refiner)
 
@@ -126,5 +127,5 @@ def _require_alike(system: System, refiner: System) -> None:
     if kinds[0] != kinds[1]:
         said = [f"{name}{' and a variance' if learned else ''}" for name, learned in kinds]
         raise ValueError(f"the model predicts {said[0]}, the refiner {said[1]}; both must be alike")
-    if system.weaker is not None:
-        raise ValueError("a system with a worse network beside it takes no refiner")
+    if system.weaker is not None or system.attention is not None:
+        raise ValueError("a system whose guidance looks at another network takes no refiner")

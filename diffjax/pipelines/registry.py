@@ -13,6 +13,7 @@ from diffjax.pipelines import (
     videos,
 )
 from diffjax.pipelines.system import System
+from diffjax.pipelines.unclip import UNCLIP
 from diffjax.pretrained import Components, UnsupportedError
 
 # class that saved a folder -> builder
@@ -62,8 +63,10 @@ def make_system(parts: Components, **options: Any) -> System:
       **options: of the builder, such as `skip` for the layers of CLIP that are left out.
 
     Raises:
-      UnsupportedError: there is none for the class that saved the folder.
+      UnsupportedError: there is none for the class that saved the folder, or more than one.
     """
+    if parts.name in UNCLIP:
+        raise UnsupportedError(f"{parts.name} is no single system; unclip(parts) makes its three")
     if parts.name not in SYSTEMS:
         nearest = difflib.get_close_matches(parts.name, SYSTEMS, 1, cutoff=0.0)[0]
         raise UnsupportedError(

@@ -14,7 +14,13 @@ from jax import Array
 
 from diffjax.networks.functional import Params
 from diffjax.pipelines.system import Codec, Inputs, System, kl_codec, pixel_codec, texts_of
-from diffjax.pipelines.texts import clip_states, encoder_states, penultimate, tokenized
+from diffjax.pipelines.texts import (
+    clip_states,
+    encoder_states,
+    joined_inputs,
+    penultimate,
+    tokenized,
+)
 from diffjax.pretrained import Components
 
 Size = tuple[int, int]
@@ -81,52 +87,10 @@ def stable_diffusion_xl(parts: Components, *, skip: int = 0) -> System:
       skip: how many of the last layers are left out, besides the last.
     """
     states = partial(penultimate, skip=skip)
-    names = [end for end in ("", "_2") if f"text_encoder{end}" in parts.models]
+    ends = [end for end in ("", "_2") if f"text_encoder{end}" in parts.models]
     encoders = [
-        clip_states(parts, f"text_encoder{end}", f"tokenizer{end}", states=states) for end in names
+        clip_states(parts, f"text_encoder{end}", f"tokenizer{end}", states=states) for end in ends
     ]
-    scored = bool(parts.settings.get("requires_aesthetics_score"))
-    zeros = bool(parts.settings.get("force_zeros_for_empty_prompt"))
-
-    def prepare(
-        prompts: Sequence[str],
-        negative: Sequence[str | None] | None = None,
-        *,
-        height: int,
-        width: int,
-        prompts_2: Sequence[str] | None = None,
-        negative_2: Sequence[str | None] | None = None,
-        original_size: Size | None = None,
-        crop: Size = (0, 0),
-        target_size: Size | None = None,
-        negative_sizes: tuple[Size, Size, Size] | None = None,
-        aesthetic_score: float = 6.0,
-        negative_aesthetic_score: float = 2.5,
-        emphasis: bool = False,
-        chunks: int | None = 1,
-    ) -> list[Inputs]:
-        texts = [
-            texts_of(prompts, negative),
-            texts_of(prompts_2 or prompts, negative_2 or negative),
-        ][-len(names) :]
-        tokens = [
-            tokenized(parts, f"tokenizer{end}", some, chunks=chunks, emphasis=emphasis)
-            for end, some in zip(names, texts)
-        ]
-        sizes = (original_size or (height, width), crop, target_size or (height, width))
-        scores = (aesthetic_score, negative_aesthetic_score) if scored else (None, None)
-        told = (sizes, negative_sizes or sizes)
-        kept = [[1.0] * len(prompts)]
-        if negative is not None:
-            kept.append([float(text is not None or not zeros) for text in negative])
-        return [
-            {
-                **{key: value for each in parallel for key, value in each.items()},
-                "time_ids": np.tile(_numbers(*told[i], scores[i]), (len(prompts), 1)),
-                "kept": np.array(kept[i], np.float32),
-            }
-            for i, parallel in enumerate(zip(*tokens))
-        ]
 
     def condition(params: Params, inputs: Inputs) -> dict[str, Any]:
         hidden, pooled = zip(*(encode(params, inputs) for encode in encoders))
@@ -138,7 +102,60 @@ def stable_diffusion_xl(parts: Components, *, skip: int = 0) -> System:
             **passed_on(inputs),
         }
 
+    prepare = partial(_prepare_xl, parts, ends)
     return unet_system(parts, kl_codec(parts), prepare=prepare, condition=condition)
+
+
+def _prepare_xl(
+    parts: Components,
+    ends: Sequence[str],
+    prompts: Sequence[str],
+    negative: Sequence[str | None] | None = None,
+    *,
+    prompts_2: Sequence[str] | None = None,
+    negative_2: Sequence[str | None] | None = None,
+    emphasis: bool = False,
+    chunks: int | None = 1,
+    **sizes: Any,
+) -> list[Inputs]:
+    """`prepare` of `stable_diffusion_xl`, for encoders whose names have these ends."""
+    texts = texts_of(prompts, negative), texts_of(prompts_2 or prompts, negative_2 or negative)
+    tokens = [
+        tokenized(parts, f"tokenizer{end}", some, chunks=chunks, emphasis=emphasis)
+        for end, some in zip(ends, texts[-len(ends) :])
+    ]
+    zeros = bool(parts.settings.get("force_zeros_for_empty_prompt"))
+    kept = [
+        [True] * len(prompts),
+        [text is not None or not zeros for text in negative or ()],
+    ]
+    time_ids = _told_sizes(bool(parts.settings.get("requires_aesthetics_score")), **sizes)
+    return [
+        {
+            **joined_inputs(parallel),
+            "time_ids": np.tile(time_ids[i], (len(prompts), 1)),
+            "kept": np.array(kept[i], np.float32),
+        }
+        for i, parallel in enumerate(zip(*tokens))
+    ]
+
+
+def _told_sizes(
+    scored: bool,
+    *,
+    height: int,
+    width: int,
+    original_size: Size | None = None,
+    crop: Size = (0, 0),
+    target_size: Size | None = None,
+    negative_sizes: tuple[Size, Size, Size] | None = None,
+    aesthetic_score: float = 6.0,
+    negative_aesthetic_score: float = 2.5,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What SDXL, or its refiner (scored), is told of sizes, with the prompt and with the other."""
+    sizes = original_size or (height, width), crop, target_size or (height, width)
+    scores = (aesthetic_score, negative_aesthetic_score) if scored else (None, None)
+    return _numbers(*sizes, scores[0]), _numbers(*(negative_sizes or sizes), scores[1])
 
 
 def deep_floyd(parts: Components) -> System:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from diffjax.core.keys import Normal
 from diffjax.core.parameterizations import Parameterization
@@ -45,6 +46,9 @@ class System(NamedTuple):
       grid: (height, width, num_steps) -> options of the scheduler's `levels`.
       rate: frames or samples of a second of what it makes; None for images.
       weaker: like `apply`, of a worse network that guidance leads away from; see `weaker.beside`.
+      attention: (params, x, t, **conditioning) -> [B, *coarse], where the network attends; see
+        `weaker.attentive`.
+      interval: (low, high), guidance counts where low < sigma / alpha <= high; None for everywhere.
     """
 
     parameterization: Parameterization
@@ -60,6 +64,8 @@ class System(NamedTuple):
     grid: Callable[[int, int, int], dict[str, Any]] = lambda height, width, num_steps: {}
     rate: float | None = None
     weaker: Callable[..., Array] | None = None
+    attention: Callable[..., Array] | None = None
+    interval: tuple[ArrayLike, ArrayLike] | None = None
 
 
 class Codec(NamedTuple):
@@ -177,7 +183,7 @@ def first_half(output: Array) -> Array:
 
 
 def clock_options(
-    settings: Mapping[str, Any], codec: Codec
+    settings: Mapping[str, Any], latent_shape: Callable[[int, int], tuple[int, ...]]
 ) -> Callable[[int, int, int], dict[str, Any]]:
     """Options of a flow-matching grid that is shifted by the number of tokens of an image,
     squares of 2 x 2 latents.
@@ -192,7 +198,7 @@ def clock_options(
     slope = (settings["max_shift"] - settings["base_shift"]) / (high - low)
 
     def options(height: int, width: int, num_steps: int) -> dict[str, Any]:
-        rows, columns, _ = codec.latent_shape(height, width)
+        rows, columns, _ = latent_shape(height, width)
         tokens = (rows // 2) * (columns // 2)
         return {"mu": settings["base_shift"] + (tokens - low) * slope}
 

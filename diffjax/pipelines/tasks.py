@@ -29,11 +29,12 @@ from diffjax.core.parameterizations import (
     Denoiser,
     make_denoiser,
     make_learned_variance_denoiser,
+    run_network,
 )
 from diffjax.core.sampling import OnStep, Solver, sample
 from diffjax.networks.functional import Params
 from diffjax.pipelines.system import Inputs, System
-from diffjax.transforms import guide, in_one_call, one_by_one, replace_known
+from diffjax.transforms import guidance_interval, guide, in_one_call, one_by_one, replace_known
 
 # what the keys of draws before the first step are folded with; steps fold small numbers
 _START, _ENCODE = 2**30 + 1, 2**30 + 2
@@ -65,7 +66,8 @@ def walk(
       solver, levels: as in `sample`; a checkpoint's own come from its scheduler.
       guidance: from a denoiser for each of the conditions to one, such as
         `partial(classifier_free, guidance_scale=7.5)` for two; None for one condition, or for
-        solvers that guide on their own. A system with a worse network gives it one more.
+        solvers that guide on their own. A system with a worse network gives it one more, and one
+        that shows its attention that, at last.
       on_step: as in `sample`.
 
     Returns:
@@ -94,21 +96,32 @@ def denoiser(
 ) -> Any:
     """The denoiser of a system under conditions, guided; its network is called once for all.
 
+    Outside of the system's interval it is called for the first condition alone.
+
     Args:
       told: from `conditioning`.
       guidance: see `walk`; without it, the estimates of several conditions are for a solver that
         guides on its own.
+
+    Raises:
+      ValueError: the system has an interval, and it is the solver that guides.
     """
     make: Any = make_learned_variance_denoiser if system.learned_variance else make_denoiser
     row = system.parameterization
-    of_system = in_one_call(partial(make, system.apply, params, row), *told)
-    others = [] if system.weaker is None else [make(system.weaker, params, row, **told[0])]
-    worse = one_by_one(*others)
-    estimates = lambda x, level: (*of_system(x, level), *worse(x, level))
+    joined = in_one_call(partial(make, system.apply, params, row), *told)
+    alone = [make(system.apply, params, row, **each) for each in told]
+    worse = [] if system.weaker is None else [make(system.weaker, params, row, **told[0])]
+    estimates = lambda x, level: (*joined(x, level), *one_by_one(*worse)(x, level))
     if guidance is not None:
-        return guide(estimates, guidance)
-    alone = len(told) + len(others) == 1
-    return (lambda x, level: estimates(x, level)[0]) if alone else estimates
+        attends = _attends(system, params, told[0])
+        combine = lambda *denoisers: guidance(*denoisers, *attends)
+        guided = guide(estimates, combine, elsewhere=[*alone, *worse])
+        return _in_interval(system, guided, alone[0])
+    if len(alone) + len(worse) == 1:
+        return alone[0]
+    if system.interval is not None:
+        raise ValueError("guidance in an interval is no matter of solvers; give a guidance")
+    return estimates
 
 
 def txt2img(
@@ -262,3 +275,18 @@ def shrink_mask(mask: Array, shape: tuple[int, ...]) -> Array:
 
 def _first(levels: NoiseLevel) -> NoiseLevel:
     return jax.tree.map(lambda leaf: leaf[0], levels)
+
+
+def _attends(system: System, params: Params, told: dict[str, Any]) -> list[Callable[..., Array]]:
+    """Where a system attends, (x, level) -> [B, *coarse], if it shows that."""
+    if system.attention is None:
+        return []
+    return [partial(run_network, system.attention, params, system.parameterization, **told)]
+
+
+def _in_interval(system: System, guided: Denoiser, plain: Denoiser) -> Denoiser:
+    """The guided denoiser in the system's interval, if it has one, and the plain one elsewhere."""
+    if system.interval is None:
+        return guided
+    low, high = system.interval
+    return guidance_interval(guided, plain, low=low, high=high)

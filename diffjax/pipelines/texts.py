@@ -32,6 +32,11 @@ def tokenized(
     return [_named(name, tokens, slice(i * size, (i + 1) * size)) for i in range(len(texts))]
 
 
+def joined_inputs(parallel: Sequence[Inputs]) -> Inputs:
+    """The inputs of several tokenizers for the same prompts, together."""
+    return {name: each for inputs in parallel for name, each in inputs.items()}
+
+
 def clip_states(
     parts: Components,
     encoder: str,

@@ -7,9 +7,8 @@
 Each is a System, so that each has its own solver, grid and guidance:
 
     stages = unclip(parts)
-    embedding = txt2img(stages.prior, ..., conditions, height=1, width=1)
-    small = txt2img(stages.decoder, ..., with_embedding(conditions, embedding))
-    large = txt2img(stages.enlarger, ..., enlarged(small, side))
+    embedding = sample_embedding(stages.prior, params, keys, conditions, plan, ...)
+    images = sample_images(stages, params, keys, conditions, embedding, plans, ...)
 
 From the embedding of a picture (`image_embedding`) instead of the prior's, and under empty prompts,
 the decoder makes variations of it.
@@ -24,11 +23,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from diffjax.core.keys import fold_in_each
 from diffjax.networks.functional import Params
 from diffjax.networks.prior import to_embedding
+from diffjax.pipelines.plan import Plan
 from diffjax.pipelines.system import Codec, Inputs, System, pixel_codec, texts_of
+from diffjax.pipelines.tasks import Guidance, txt2img
 from diffjax.pipelines.texts import clip_states, tokenized
 from diffjax.pretrained import Components
+
+# the classes that save such folders; the second makes variations of pictures
+UNCLIP = ("UnCLIPPipeline", "UnCLIPImageVariationPipeline")
+
+# what the keys of a sample are folded with for each of its three walks
+_PRIOR, _DECODER, _ENLARGER = 1, 2, 3
 
 
 class Unclip(NamedTuple):
@@ -43,6 +51,71 @@ def unclip(parts: Components) -> Unclip:
     """The three systems that the parts of a folder form."""
     prior = _prior(parts) if "prior" in parts.models else None
     return Unclip(prior, _decoder(parts), _enlarger(parts))
+
+
+def sample_embedding(
+    prior: System,
+    params: Params,
+    keys: Array,
+    conditions: Sequence[Inputs],
+    plan: Plan,
+    *,
+    guidance: Guidance | None = None,
+) -> Array:
+    """Embeddings of images that prompts may have, [B, D].
+
+    Args:
+      prior: of `unclip`.
+      params, keys, conditions, guidance: see `walk`.
+      plan: the steps, of the folder's `prior_scheduler`.
+    """
+    own = fold_in_each(keys, _PRIOR)
+    return txt2img(
+        prior, params, own, conditions, **plan._asdict(), height=1, width=1, guidance=guidance
+    )
+
+
+def sample_images(
+    stages: Unclip,
+    params: Params,
+    keys: Array,
+    conditions: Sequence[Inputs],
+    embedding: Array,
+    plans: tuple[Plan, Plan],
+    *,
+    guidance: Guidance | None = None,
+) -> Array:
+    """Images of embeddings and prompts, small ones first, then at the enlarger's size.
+
+    Args:
+      params, keys, conditions, guidance: of the decoder; see `walk`.
+      embedding: [B, D], of `sample_embedding` or of pictures (`image_embedding`).
+      plans: the steps of decoder and enlarger, of the folder's `decoder_scheduler` and
+        `super_res_scheduler`.
+
+    Returns:
+      [B, H, W, 3] float32, about in [-1, 1].
+    """
+    (height, width), (large_height, large_width) = stages.decoder.size, stages.enlarger.size
+    small = txt2img(
+        stages.decoder,
+        params,
+        fold_in_each(keys, _DECODER),
+        with_embedding(conditions, embedding),
+        **plans[0]._asdict(),
+        height=height,
+        width=width,
+        guidance=guidance,
+    )
+    return txt2img(
+        stages.enlarger,
+        params,
+        fold_in_each(keys, _ENLARGER),
+        enlarged(small, large_height, large_width),
+        **plans[1]._asdict(),
+        height=large_height,
+        width=large_width,
+    )
 
 
 def with_embedding(conditions: Sequence[Inputs], embedding: Array) -> list[Inputs]:

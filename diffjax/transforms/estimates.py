@@ -15,7 +15,8 @@ Solvers that guide on their own (`cfg_plus_plus`, `apg_momentum`) take such `est
 place of the denoiser.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import jax
@@ -68,14 +69,17 @@ def in_one_call(make: Callable[..., Denoiser], *conditions: dict[str, Any]) -> E
     return estimates
 
 
-def guide(estimates: Estimates, guidance: Callable[..., Denoiser]) -> Denoiser:
+def guide(
+    estimates: Estimates, guidance: Callable[..., Denoiser], *, elsewhere: Sequence[Denoiser] = ()
+) -> Denoiser:
     """Apply a guidance to estimates that were made together.
 
     Args:
       estimates: see `one_by_one` and `in_one_call`.
       guidance: a function from one denoiser for each estimate to the guided one, such as
-        `partial(classifier_free, guidance_scale=3.0)`. It may nest several transforms, but asks
-        for estimates at the x and the level that it is given, no others.
+        `partial(classifier_free, guidance_scale=3.0)`. It may nest several transforms.
+      elsewhere: the denoisers, each by itself, for guidances that ask for estimates at another x
+        or level too, as `blur_guidance` does; without them there are none.
 
     >>> both = one_by_one(lambda x, level: 3.0 * x, lambda x, level: x)
     >>> guide(both, lambda a, b: lambda x, level: a(x, level) - b(x, level))(1.0, None)
@@ -83,7 +87,8 @@ def guide(estimates: Estimates, guidance: Callable[..., Denoiser]) -> Denoiser:
     """
 
     def guided(x: Array, level: NoiseLevel) -> Any:
-        return guidance(*(_known(each, x, level) for each in estimates(x, level)))(x, level)
+        found = zip_longest(estimates(x, level), elsewhere)
+        return guidance(*(_known(each, x, level, other) for each, other in found))(x, level)
 
     return guided
 
@@ -113,14 +118,18 @@ def pair(estimates: Any) -> tuple[Any, Array]:
     return estimates[0], x0_of(estimates[1])
 
 
-def _known(estimate: Any, at_x: Array, at_level: NoiseLevel) -> Denoiser:
+def _known(
+    estimate: Any, at_x: Array, at_level: NoiseLevel, otherwise: Denoiser | None
+) -> Denoiser:
     def denoise(x: Array, level: NoiseLevel) -> Any:
-        if x is not at_x or level is not at_level:
+        if x is at_x and level is at_level:
+            return estimate
+        if otherwise is None:
             raise ValueError(
                 "This guidance asks for an estimate at another x or level than it was given; "
-                "give it the denoisers themselves instead of guide(...)."
+                "give guide(...) the denoisers too, as elsewhere=[...]."
             )
-        return estimate
+        return otherwise(x, level)
 
     return denoise
 

@@ -127,12 +127,19 @@ def test_a_part_without_steps_steers_nothing_and_is_refused():
 
 def test_what_networks_that_steer_say_is_scaled_and_added_up_within_their_times():
     """The UNet returns what it is told; a ControlNet says its picture, an adapter twice that."""
-    unet = lambda params, x, t, *, residuals=((), 0.0), features=(): residuals[1] + sum(features)
-    net = SimpleNamespace(apply=lambda params, x, t, *, condition, guess: ([x], params * condition))
+
+    def unet(params, x, t, *, residuals=((), 0.0), features=(), context):
+        return residuals[1] + sum(features)
+
+    def see(params, x, t, *, condition, guess, context):
+        return [x], params * condition
+
+    net = SimpleNamespace(apply=see)
     adapter = SimpleNamespace(apply=lambda params, picture: [params * picture])
     config = ControlNetConfig(sd1_unet())
     steering = {"a": Model(config, net, 1.0), "b": Model(config, net, 1.0)}
-    system = constant_system()._replace(apply=unet, condition=lambda params, inputs: {})
+    told = {"context": jnp.ones((2, 3, 1))}
+    system = constant_system()._replace(apply=unet, condition=lambda params, inputs: {**told})
     params, x, t = {"a": 1.0, "b": 1.0, "c": 2.0}, jnp.zeros((2, 4, 4, 3)), jnp.array([5.0, 500.0])
     picture = jnp.ones((2, 4, 4, 3))
 
@@ -153,9 +160,29 @@ def test_what_networks_that_steer_say_is_scaled_and_added_up_within_their_times(
         steered(system, steering).condition(params, {})
 
 
+def test_controlnets_see_the_words_and_the_unet_the_image_too():
+    wide = lambda context: context.sum((1, 2))[:, None, None, None]
+    net = SimpleNamespace(apply=lambda params, x, t, *, context, **_: ([x], wide(context)))
+    context = jnp.broadcast_to(jnp.array([1.0, 1.0, 1.0, 7.0, 7.0])[:, None], (2, 5, 1))
+    system = constant_system()._replace(
+        apply=lambda params, x, t, *, context, residuals: residuals[1] + 100.0 * wide(context),
+        condition=lambda params, inputs: {"context": context},
+    )
+    model = Model(ControlNetConfig(sd1_unet()), net, 1.0)
+    told = steered(system, {"a": model}, image_tokens=2)
+    (inputs,) = with_control([{}], "a", jnp.ones((2, 4, 4, 3)))
+    x = jnp.zeros((2, 4, 4, 3))
+    said = told.apply({"a": 1.0}, x, jnp.ones(2), **told.condition({}, inputs))
+    np.testing.assert_allclose(said.ravel(), 1703.0)
+
+
 def test_a_system_that_is_not_there_is_named_with_the_nearest():
     with pytest.raises(UnsupportedError, match="nearest name is 'StableDiffusionPipeline'"):
         make_system(Components("StableDifusionPipeline", {}, {}, {}, {}))
+    with pytest.raises(
+        UnsupportedError, match=r"no single system; unclip\(parts\) makes its three"
+    ):
+        make_system(Components("UnCLIPPipeline", {}, {}, {}, {}))
 
 
 def test_sides_that_the_network_cannot_halve_are_refused():
