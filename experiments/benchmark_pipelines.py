@@ -33,7 +33,7 @@ from cli import parse_args, run_script
 from diffjax.core.keys import sample_keys
 from diffjax.pipelines import make_plan, make_system, txt2img
 from diffjax.pretrained import load_components
-from text_to_image import embedded_guidance, is_distilled
+from saved_models import embedded_guidance, is_distilled
 
 PROMPTS = ("a photo of the cat", "the cat and dog on a mat!")
 OTHERS = ("torch", "diffusers", "transformers")

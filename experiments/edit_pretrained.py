@@ -21,6 +21,7 @@ from jax import Array
 from PIL import Image
 
 import diffjax as dj
+import saved_models
 import text_to_image
 from cli import parse_args, run_script
 from diffjax import pipelines
@@ -31,11 +32,20 @@ from diffjax.training import batch_sharding, make_mesh, replicated
 from edit import read_mask
 from generate import shared_args
 from picture_models import read_picture
-from text_to_image import keep_compiled, load_parts, save_picture, told
+from pretrained_guidance import (
+    GuidanceArgs,
+    compares_prompts,
+    guided_solver,
+    guided_system,
+    make_guidance,
+    require_defaults,
+)
+from saved_models import load_parts
+from text_to_image import keep_compiled, save_picture, told
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common:
+class Common(GuidanceArgs):
     """What every command takes."""
 
     model: str
@@ -50,10 +60,6 @@ class Common:
     """result i of a seed is always the same"""
     num_steps: int = 30
     """steps from noise to image"""
-    guidance_scale: float = 7.0
-    """classifier-free guidance; 1 is off"""
-    guidance_rescale: float = 0.0
-    """share of the guided estimate that gets the spread of the other"""
     solver: str | None = None
     """as of text_to_image.py: by default the model's own"""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -148,13 +154,11 @@ class Job(NamedTuple):
     def plan(self, args: Any) -> Plan:
         """The steps, of which the strength says how many are walked."""
         shared = _shared(args, strength=getattr(args, "strength", 1.0))
-        return text_to_image.make_steps(shared, self.scheduler, self.system, self.size)
+        return saved_models.make_steps(shared, self.scheduler, self.system, self.size)
 
     def guidance(self, args: Common) -> Any:
-        """Classifier-free, where there is something to guide away from."""
-        if len(self.conditions) == 1:
-            return None
-        return text_to_image.make_guidance(_shared(args), self.system)
+        """The guidance, where it is not off or the solver's."""
+        return make_guidance(_shared(args), self.system, len(self.conditions))
 
 
 def img2img(args: Img2img, job: Job) -> Array:
@@ -185,20 +189,24 @@ def invert_edit(args: InvertEdit, job: Job) -> Array:
     if args.solver is not None:
         raise ValueError("--solver is set, but an inversion needs DDIM, there and back")
     levels = job.plan(dataclasses.replace(args, strength=1.0)).levels
-    as_it_is = dataclasses.replace(args, prompt=args.source_prompt, guidance_scale=1.0)
-    source = job.place(prepare(as_it_is, job.system, job.size, len(job.keys)))
-    guidance = job.guidance(args)
+    as_it_is = dataclasses.replace(args, prompt=args.source_prompt)
+    source = job.place(prepare(as_it_is, job.system, job.size, len(job.keys))[:1])
+    guidance, plain = job.guidance(args), job.system._replace(weaker=None)
+    walks = {
+        "inversion": dj.ddim_inversion(),
+        "solver": guided_solver(args, job.system, dj.ddim()),
+    }
 
     @jax.jit
     def run(params, keys, source, conditions, images, levels):
         up, down = (
-            pipelines.denoiser(
-                job.system, params, pipelines.conditioning(job.system, params, told), each
+            pipelines.denoiser(system, params, pipelines.conditioning(system, params, told), each)
+            for system, told, each in (
+                (plain, source, None),
+                (job.system, conditions, guidance),
             )
-            for told, each in ((source, None), (conditions, guidance))
         )
         latents = pipelines.encode(job.system, params, keys, images)
-        walks = {"inversion": dj.ddim_inversion(), "solver": dj.ddim()}
         edited = dj.edit_by_inversion(
             keys, latents, up, down, levels, strength=args.strength, **walks
         )
@@ -210,6 +218,7 @@ def invert_edit(args: InvertEdit, job: Job) -> Array:
 def instruct(args: Instruct, job: Job) -> Array:
     if len(job.conditions) == 1:
         raise ValueError("--guidance-scale is 1; instructions need guidance")
+    require_defaults(args, "instructions have a guidance of their own, between three estimates")
     text, image = args.guidance_scale, args.image_guidance_scale
 
     def original(params, keys, conditions, images):
@@ -336,11 +345,11 @@ def _shared(args: Common, **more: Any) -> text_to_image.Args:
 def prepare(args: Common, system: System, size: tuple[int, int], count: int) -> list:
     """What the network is told, for `count` results; variations are told the picture."""
     if not isinstance(args, Vary):
-        return text_to_image.make_conditions(_shared(args), system, size, count)
+        return saved_models.make_conditions(_shared(args), system, size, count)
     if args.prompt or args.negative_prompt:
         raise ValueError("variations take no prompt")
     picture = read_picture(args.image, size)
-    away = None if args.guidance_scale == 1.0 else [None] * count
+    away = [None] * count if compares_prompts(args) else None
     return system.prepare(np.stack([picture] * count), away, height=size[0], width=size[1])
 
 
@@ -351,8 +360,8 @@ def read_job(args: Common) -> Job:
     folder, mesh = find_folder(args.model), make_mesh()
     with told("loading"):
         parts = load_parts(shared, folder)
-    system = pipelines.make_system(parts)
-    size = text_to_image.image_size(shared, None, system)
+    system = guided_system(shared, parts, pipelines.make_system)
+    size = saved_models.image_size(shared, None, system)
     devices = mesh.shape["data"]
     count = -(-args.num_images // devices) * devices
     place = partial(jax.device_put, device=batch_sharding(mesh))
@@ -362,7 +371,7 @@ def read_job(args: Common) -> Job:
     job = Job(
         parts=parts._replace(models=models),
         system=system,
-        scheduler=text_to_image.choose_scheduler(shared, folder, parts),
+        scheduler=saved_models.choose_scheduler(shared, parts.schedulers["scheduler"]),
         size=size,
         images=place(np.stack([picture] * count)),
         conditions=[],

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, export, lax
 
-from stages import Mix, Stages
+from stages import Mix, OneProgram, Stages
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -34,16 +34,16 @@ _BITS = {jnp.dtype(jnp.bfloat16): jnp.uint16}
 
 
 def export_sampler(
-    path: Path, stages: Stages, params: Any, keys: Array, conditions: list, mix: Mix
+    path: Path, program: Stages | OneProgram, params: Any, keys: Array, conditions: Any, mix: Mix
 ) -> None:
     """Write a sampler of as many pictures as there are keys.
 
     Args:
       path: a file NAME.npz.
-      stages: of the run.
+      program: of the run.
       params, keys, conditions, mix: of its first batch.
     """
-    given = params, conditions, stages.plan.levels, mix.share
+    given = params, conditions, program.levels, mix.share
     leaves, tree = jax.tree.flatten(given)
     dtypes = [jnp.asarray(leaf).dtype for leaf in leaves]
     common = jax.random.key_data(mix.key)
@@ -54,14 +54,14 @@ def export_sampler(
         params, conditions, levels, share = jax.tree.unflatten(tree, taken)
         shared = Mix(jax.random.wrap_key_data(common), share)
         keys = jax.random.wrap_key_data(key_data)
-        return stages.whole(params, keys, conditions, shared, levels)
+        return program.whole(params, keys, conditions, shared, levels)
 
     shape = lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype)
-    program = export.export(jax.jit(sampler), platforms=PLATFORMS)(
+    exported = export.export(jax.jit(sampler), platforms=PLATFORMS)(
         shape(jax.random.key_data(keys)), *map(shape, stored)
     )
     inputs: dict[str, Any] = {f"input_{i}": array for i, array in enumerate(stored)}
-    code = np.frombuffer(program.serialize(), np.uint8)
+    code = np.frombuffer(exported.serialize(), np.uint8)
     with path.open("wb") as file:
         np.savez(file, program=code, **inputs)
 

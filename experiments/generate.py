@@ -20,20 +20,24 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
+import saved_models
 import text_to_image
 from cli import parse_args, run_script
 from diffjax import pipelines
-from diffjax.core.keys import sample_keys
 from diffjax.pipelines import System
 from diffjax.pretrained import Components, find_folder
-from diffjax.pretrained.motion_adapter import load_motion_adapter, on_linear_betas
-from diffjax.training import batch_sharding, make_mesh, replicated
-from text_to_image import keep_compiled, load_parts, told
+from diffjax.pretrained.motion_adapter import load_motion_adapter
+from diffjax.training import make_mesh, replicated
+from pretrained_guidance import GuidanceArgs, guided_system, make_guidance
+from saved_models import load_parts
+from stages import OneProgram, Work
+from text_to_image import keep_compiled, told
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(GuidanceArgs):
     """Videos and sounds, with a saved model of diffusers' format."""
 
     model: str
@@ -46,8 +50,6 @@ class Args:
     """video or sound i of a seed is always the same"""
     num_steps: int = 30
     """steps from noise to the result"""
-    guidance_scale: float = 7.0
-    """classifier-free guidance; 1 is off, and sounds are best near 2.5"""
     solver: str | None = None
     """as of text_to_image.py: by default the model's own"""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -102,16 +104,6 @@ def choose_size(args: Args, system: System) -> tuple[int, int]:
     return height if args.seconds is None else round(args.seconds * (system.rate or 0)), 1
 
 
-def make_conditions(args: Args, system: System, size: tuple[int, int], count: int) -> list:
-    """What the network is told, for `count` results."""
-    parameters = inspect.signature(system.prepare).parameters
-    if not args.prompt and parameters["prompts"].default is None:
-        return system.prepare()
-    options = {"emphasis": True, "chunks": None} if "chunks" in parameters else {}
-    negative = None if args.guidance_scale == 1.0 else [args.negative_prompt] * count
-    return system.prepare([args.prompt] * count, negative, height=size[0], width=size[1], **options)
-
-
 def save_video(path: Path, video: np.ndarray, rate: float, settings: str) -> None:
     """Write frames [F, H, W, 3] in [-1, 1] as a GIF that goes on forever."""
     frames = np.round(np.clip(video * 127.5 + 127.5, 0, 255)).astype(np.uint8)
@@ -142,52 +134,66 @@ def _chunk(name: bytes, content: bytes) -> bytes:
     return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
 
 
+def make_work(args: Args, shared: text_to_image.Args, parts: Components, system: System) -> Work:
+    """What is compiled and run: the sampler as one program, and its inputs."""
+    size, count = choose_size(args, system), text_to_image.count_at_once(shared)
+    scheduler = saved_models.choose_scheduler(shared, parts.schedulers["scheduler"])
+    plan = saved_models.make_steps(shared, scheduler, system, size)
+    conditions = saved_models.make_conditions(shared, system, size, count)
+    guidance = make_guidance(shared, system, len(conditions))
+
+    def whole(params, keys, conditions, mix, levels):
+        return pipelines.txt2img(
+            system,
+            params,
+            keys,
+            conditions,
+            solver=plan.solver,
+            levels=levels,
+            height=size[0],
+            width=size[1],
+            guidance=guidance,
+            initial_scale=plan.initial_scale,
+        )
+
+    levels = jax.device_put(plan.levels, replicated(make_mesh()))
+    program = OneProgram(whole, levels, len(levels.t) - 1)
+    return Work(program, parts.params, conditions, size)
+
+
+def save_results(args: Args, results: np.ndarray, first: int, length: int, rate: float) -> None:
+    """Write videos, or sounds of so many samples, that are numbered from the first."""
+    for i, result in enumerate(results[: args.count - first], start=first):
+        settings = json.dumps({**dataclasses.asdict(args), "index": i}, default=str)
+        name = args.output / f"{args.seed:06d}_{i:04d}"
+        if result.ndim == 4:
+            save_video(name.with_suffix(".gif"), result, rate, settings)
+        else:
+            save_sound(name.with_suffix(".wav"), result[:length], rate, settings)
+
+
 def main() -> None:
     args = parse_args(Args, description=__doc__)
     shared = shared_args(args, num_images=args.count)
     text_to_image.check_args(shared)
     keep_compiled()
-    folder, mesh = find_folder(args.model), make_mesh()
+    folder = find_folder(args.model)
     with told("loading"):
         parts = load_parts(shared, folder)
         if args.motion_adapter is not None:
             parts = load_motion_adapter(args.motion_adapter, parts)
-    system = make_system(args, parts)
-    size = choose_size(args, system)
-    scheduler = text_to_image.choose_scheduler(shared, folder, parts)
-    scheduler = scheduler if args.motion_adapter is None else on_linear_betas(scheduler)
-    plan = text_to_image.make_steps(shared, scheduler, system, size)
-
-    # every batch is filled up to a multiple of the devices
-    devices = mesh.shape["data"]
-    count = -(-min(args.batch_size, args.count) // devices) * devices
-    place = partial(jax.device_put, device=batch_sharding(mesh))
-    conditions = place(make_conditions(args, system, size, count))
-    params, levels = jax.device_put((parts.params, plan.levels), replicated(mesh))
-    keys = lambda first: place(sample_keys(jax.random.key(args.seed), first + np.arange(count)))
-    run = jax.jit(
-        partial(
-            pipelines.txt2img,
-            system,
-            solver=plan.solver,
-            height=size[0],
-            width=size[1],
-            guidance=text_to_image.make_guidance(shared, system) if len(conditions) > 1 else None,
-            initial_scale=plan.initial_scale,
-        )
-    )
+    system = guided_system(shared, parts, partial(make_system, args))
+    work = make_work(args, shared, parts, system)
+    count = text_to_image.count_at_once(shared)
+    inputs = text_to_image.place_inputs(shared, work.params, work.conditions, count)
     with told("compiling"):
-        run = run.lower(params, keys(0), conditions, levels=levels).compile()
-    for first in range(0, args.count, count):
-        with told(f"sampling {first + 1} of {args.count}"):
-            results: Any = np.asarray(run(params, keys(first), conditions, levels=levels))
-        for i, result in enumerate(results[: args.count - first], start=first):
-            settings = json.dumps({**dataclasses.asdict(args), "index": i}, default=str)
-            name = args.output / f"{args.seed:06d}_{i:04d}"
-            if result.ndim == 4:
-                save_video(name.with_suffix(".gif"), result, system.rate or 0, settings)
-            else:
-                save_sound(name.with_suffix(".wav"), result[: size[0]], system.rate or 0, settings)
+        work.program.compile(*inputs(0))
+    batches = range(0, args.count, count)
+    steps = len(batches) * work.program.num_steps
+    with tqdm(total=steps, desc="sampling", unit="step") as bar:
+        for first in batches:
+            results = work.program.run(*inputs(first), bar=bar)
+            save_results(args, results, first, work.size[0], system.rate or 0.0)
     print(f"Wrote {args.count} files to {args.output}")
 
 

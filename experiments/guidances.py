@@ -1,8 +1,8 @@
-"""The guidances of sample.py by name: how two estimates are combined, and what the weaker one is.
+"""Guidances by name: how two estimates are combined, and what the weaker one is.
 
 classifier_free                             a row of GUIDANCES, as it stands
 apg(parallel=0.2, threshold=5.0)            the same with other arguments
-autoguidance(checkpoint=1000)               away from an earlier checkpoint of the run
+autoguidance(checkpoint=1000)               away from an earlier checkpoint of a run
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 import diffjax as dj
+from choices import build
 from diffjax.core.parameterizations import Denoiser
 
 
@@ -28,12 +29,14 @@ class Guidance(NamedTuple):
         or the same denoiser, asked otherwise ("itself"). For "attention_map" it is no denoiser but
         the attention that each place receives, (x, level) -> [B, *coarse].
       checkpoint: its step.
+      most: the largest scale that there is.
     """
 
     combine: Callable[..., Denoiser] = dj.classifier_free
     solver: Callable[..., dj.Solver] | None = None
     weaker: str = "unconditional"
     checkpoint: int | None = None
+    most: float = float("inf")
 
 
 class Guides(NamedTuple):
@@ -66,8 +69,8 @@ def apg_momentum(
     return Guidance(solver=partial(dj.apg_momentum, **settings))
 
 
-def autoguidance(*, checkpoint: int) -> Guidance:
-    """Away from the network as it was at an earlier checkpoint."""
+def autoguidance(*, checkpoint: int | None = None) -> Guidance:
+    """Away from a worse network: a run as it was at an earlier checkpoint, or another model."""
     return Guidance(dj.autoguidance, weaker="checkpoint", checkpoint=checkpoint)
 
 
@@ -98,9 +101,38 @@ GUIDANCES: dict[str, Callable[..., Guidance]] = {
     "apg": apg,
     "apg_momentum": apg_momentum,
     "cfg_zero_star": lambda: Guidance(dj.cfg_zero_star),
-    "cfg_plus_plus": lambda: Guidance(solver=dj.cfg_plus_plus),
+    "cfg_plus_plus": lambda: Guidance(solver=dj.cfg_plus_plus, most=1.0),
     "autoguidance": autoguidance,
     "perturbed_attention": lambda: Guidance(dj.autoguidance, weaker="identity_attention"),
     "self_attention": self_attention,
     "blurred": blurred,
 }
+
+
+def read_guidance(
+    text: str, scale: float, interval: tuple[float, float] | None = None
+) -> Guidance | None:
+    """The guidance that settings name; None where it is off.
+
+    Raises:
+      ValueError: there is none of that name, its scale is out of range, or it is a solver's and
+        asked for in an interval.
+    """
+    guidance = build("guidance", text, GUIDANCES)
+    if scale > guidance.most:
+        ends = f"from 0 to {guidance.most:g}; it is {scale:g}."
+        raise ValueError(f"--guidance {text} takes a --guidance-scale {ends}")
+    if guidance.solver is None:
+        return None if scale == 1.0 else guidance
+    if interval is not None:
+        raise ValueError(f"--guidance {text} changes the solver; it has no interval.")
+    return guidance
+
+
+def check_interval(interval: tuple[float, float] | None) -> None:
+    """Refuse ends of an interval of guidance that are none."""
+    low, high = interval or (0.0, 1.0)
+    if not 0.0 <= low <= high:
+        raise ValueError(
+            f"guidance_interval is {low} {high}; needed is 0 <= low <= high, in sigma / alpha."
+        )

@@ -28,7 +28,7 @@ from diffjax.core.levels import ratio_of
 from diffjax.core.likelihood import cleanest_level, noisiest_level
 from diffjax.core.schedules import Schedule, num_train_steps
 from diffjax.solvers import SOLVERS
-from guidances import GUIDANCES, Guidance
+from guidances import Guidance, check_interval, read_guidance
 
 
 def make_schedule(config: DiffusionConfig, params: Any = None) -> Schedule:
@@ -92,11 +92,7 @@ class SampleOptions:
         for name in ("guidance_scale", "classifier_scale", "loss_strength", "loss_step_size"):
             if not np.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be finite.")
-        low, high = self.guidance_interval or (0.0, 1.0)
-        if not 0.0 <= low <= high:
-            raise ValueError(
-                f"guidance_interval is {low} {high}; needed is 0 <= low <= high, in sigma / alpha."
-            )
+        check_interval(self.guidance_interval)
 
     @property
     def ancestral(self) -> bool:
@@ -104,17 +100,8 @@ class SampleOptions:
         return read_choice("solver", self.solver)[0] == "ddpm"
 
     def read_guidance(self) -> Guidance | None:
-        """The guidance that the options name; None where it is off.
-
-        Raises:
-          ValueError: it is a solver's, and asked for in an interval.
-        """
-        guidance = build("guidance", self.guidance, GUIDANCES)
-        if guidance.solver is None:
-            return None if self.guidance_scale == 1.0 else guidance
-        if self.guidance_interval is not None:
-            raise ValueError(f"--guidance {self.guidance} changes the solver; it has no interval.")
-        return guidance
+        """The guidance that the options name; None where it is off."""
+        return read_guidance(self.guidance, self.guidance_scale, self.guidance_interval)
 
 
 def sampling_defaults(config: Config, **changes: Any) -> SampleOptions:

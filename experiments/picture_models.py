@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image
 
 from diffjax.networks.controlnet import ControlNetConfig
+from diffjax.networks.image_tokens import ImageTokensConfig
 from diffjax.networks.t2i_adapter import T2IAdapterConfig
-from diffjax.pipelines import Inputs, System, steered, with_control
+from diffjax.pipelines import Inputs, with_control
 from diffjax.pipelines.image_prompt import clip_pixels, image_prompt
-from diffjax.pretrained import Components, load_model
+from diffjax.pretrained import Components, Model, load_model
+from diffjax.pretrained.ip_adapter import IMAGE_TOKENS
 from diffjax.pretrained.safety import load_safety_checker, unsafe
 
 
@@ -32,7 +34,22 @@ def read_picture(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def seen_in(picture: Path, encoder: Path, parts: Components) -> tuple[np.ndarray, np.ndarray]:
-    """What an IP-Adapter is told of a picture, and what of none, by the encoder in a folder."""
+    """What an IP-Adapter is told of a picture, and what of none.
+
+    Args:
+      picture: a file; FILE.npy holds the embedding itself, as adapters of faces need it.
+      encoder: folder of CLIP's image encoder.
+      parts: with the adapter.
+    """
+    config = parts.models[IMAGE_TOKENS].config
+    if picture.suffix == ".npy":
+        embedding = read_embedding(picture, config)
+        return embedding, np.zeros_like(embedding)
+    if isinstance(config, ImageTokensConfig) and config.hidden is not None:
+        raise ValueError(
+            f"this IP-Adapter sees faces: --image-prompt needs a FILE.npy with an embedding of "
+            f"{config.embedding_features} numbers, as a face recogniser makes it"
+        )
     if not encoder.is_dir():
         raise FileNotFoundError(
             f"{encoder} is not a folder; --image-encoder needs one with CLIP's image encoder"
@@ -45,6 +62,17 @@ def seen_in(picture: Path, encoder: Path, parts: Components) -> tuple[np.ndarray
         return image_prompt(parts, model, params, seen)
 
     return jax.device_get(jax.jit(run)(model.params, pixels))
+
+
+def read_embedding(file: Path, config: Any) -> np.ndarray:
+    """The embedding of a picture that a file holds, [1, D]."""
+    if not isinstance(config, ImageTokensConfig):
+        raise ValueError(f"--image-prompt {file}: this IP-Adapter needs the picture itself")
+    embedding = np.load(file, allow_pickle=False).astype(np.float32)
+    if embedding.size != config.embedding_features:
+        given = f"{embedding.shape}; this IP-Adapter sees {config.embedding_features} numbers"
+        raise ValueError(f"--image-prompt {file} has the shape {given}")
+    return embedding.reshape(1, -1)
 
 
 def with_steering(parts: Components, folders: Sequence[Path], **options: Any) -> Components:
@@ -60,8 +88,14 @@ def with_steering(parts: Components, folders: Sequence[Path], **options: Any) ->
     return parts._replace(models={**others, **found})
 
 
-def steer(
-    system: System,
+def steering_of(parts: Components) -> dict[str, Model]:
+    """The ControlNets and T2I-Adapters among the parts, by their names."""
+    if getattr(getattr(parts.models.get("unet"), "config", None), "context", None) is None:
+        raise ValueError(f"{parts.name} has no UNet; ControlNets and T2I-Adapters steer UNets")
+    return {name: each for name, each in parts.models.items() if _steers(each.config)}
+
+
+def show_control(
     parts: Components,
     conditions: list[Inputs],
     pictures: Sequence[Path],
@@ -69,8 +103,8 @@ def steer(
     *,
     count: int,
     size: tuple[int, int],
-) -> tuple[System, list[Inputs]]:
-    """A system that pictures steer, and what it is told.
+) -> list[Inputs]:
+    """Conditions with the pictures that steer.
 
     Args:
       parts: with a network for each of the pictures.
@@ -79,9 +113,7 @@ def steer(
       count: of the images.
       size: their height and width.
     """
-    if "unet" not in parts.models:
-        raise ValueError(f"{parts.name} has no UNet; ControlNets and T2I-Adapters steer UNets")
-    steering = {name: each for name, each in parts.models.items() if _steers(each.config)}
+    steering = steering_of(parts)
     if len(pictures) != len(steering):
         given = f"{len(pictures)} pictures for {len(steering)} ControlNets and T2I-Adapters"
         raise ValueError(f"--control-image has {given}")
@@ -95,7 +127,7 @@ def steer(
         pixels = np.asarray(picture, np.float32).reshape(1, height, width, channels) / 255.0
         pixels = jnp.tile(pixels, (count, 1, 1, 1))
         conditions = with_control(conditions, name, pixels, scales=scale)
-    return steered(system, steering), conditions
+    return conditions
 
 
 def _steers(config: Any) -> bool:

@@ -14,7 +14,7 @@ from diffjax.core.levels import add_noise
 from diffjax.core.sampling import Solver
 from diffjax.networks.functional import Params
 from diffjax.pipelines import Inputs, Plan, System
-from diffjax.pipelines.tasks import shrink_mask
+from diffjax.pipelines.tasks import Guidance, shrink_mask
 from diffjax.transforms import replace_known
 
 
@@ -56,12 +56,18 @@ class Known(NamedTuple):
     mask: Array
 
 
+def to_pictures(images: Array) -> Array:
+    """Images in [-1, 1] as uint8."""
+    return jnp.round(jnp.clip(images * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
+
+
 class Stages:
     """The three programs, to be compiled apart, so that a bar can show the steps between them."""
 
-    def __init__(self, system: System, plan: Plan, canvas: Canvas, guidance: Callable):
+    def __init__(self, system: System, plan: Plan, canvas: Canvas, guidance: Guidance | None):
         self.system, self.plan, self.canvas, self.guidance = system, plan, canvas, guidance
         self.functions: tuple[Callable, ...] = self.start, self.advance, self.finish
+        self.levels, self.num_steps = plan.levels, len(plan.levels.t) - 1
 
     def start(self, params: Params, keys: Array, conditions: Sequence[Inputs], mix: Mix) -> tuple:
         """What the network is told, what stays known, the latents, and the solver's state."""
@@ -95,8 +101,7 @@ class Stages:
         levels: Any,
     ) -> tuple[Array, Any]:
         """One step."""
-        several = self.guidance if len(told) > 1 else None
-        denoise = pipelines.denoiser(self.system, params, told, several)
+        denoise = pipelines.denoiser(self.system, params, told, self.guidance)
         at = lambda j: jax.tree.map(lambda leaf: leaf[j], levels)
         solver = self._solver(known)
         return solver.step(fold_in_each(keys, i), x, state, denoise, at(i), at(i + 1))
@@ -105,8 +110,7 @@ class Stages:
         """The pictures, [B, H, W, 3] uint8."""
         # the last level of some grids is not quite clean
         x = x if known is None else jnp.where(known.mask, x, known.latents)
-        images = self.system.decode(params, x)
-        return jnp.round(jnp.clip(images * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
+        return to_pictures(self.system.decode(params, x))
 
     def whole(
         self, params: Params, keys: Array, conditions: Sequence[Inputs], mix: Mix, levels: Any
@@ -132,18 +136,17 @@ class Stages:
         )
         # a step leaves its results where it found them, for the next one
         step = jax.jit(self.advance, out_shardings=places[2:])
-        step = step.lower(params, keys, *given, 0, self.plan.levels).compile()
+        step = step.lower(params, keys, *given, 0, self.levels).compile()
         last = jax.jit(self.finish).lower(params, *given[1:3]).compile()
         self.functions = first, step, last
         return self
 
-    def run(self, params: Any, keys: Any, conditions: list, mix: Mix, bar: Any) -> np.ndarray:
+    def run(self, params: Any, keys: Any, conditions: list, mix: Mix, *, bar: Any) -> np.ndarray:
         """The pictures, [B, H, W, 3] uint8."""
         start, advance, finish = self.functions
-        levels = self.plan.levels
         told, known, x, state = start(params, keys, conditions, mix)
-        for i in range(len(levels.t) - 1):
-            x, state = advance(params, keys, told, known, x, state, i, levels)
+        for i in range(self.num_steps):
+            x, state = advance(params, keys, told, known, x, state, i, self.levels)
             # wait for it, or the bar would run ahead of the devices
             jax.block_until_ready(x)
             bar.update(1)
@@ -155,3 +158,45 @@ class Stages:
         # one noise for the whole walk, as `pipelines.inpaint` has it
         draw = lambda *_: known.noise
         return replace_known(self.plan.solver, known.latents, known.mask, normal=draw)
+
+
+class OneProgram:
+    """A sampler that is one program, where the three of `Stages` would be.
+
+    Args:
+      whole: (params, keys, conditions, mix, levels) -> pictures [B, H, W, 3] uint8, or what the
+        model makes else.
+      levels: the noise levels, a tree of arrays.
+      num_steps: how many steps it takes.
+    """
+
+    def __init__(self, whole: Callable[..., Array], levels: Any, num_steps: int):
+        self.whole, self.levels, self.num_steps = whole, levels, num_steps
+        self.function: Callable[..., Array] = whole
+
+    def compile(self, params: Any, keys: Any, conditions: Any, mix: Mix) -> "OneProgram":
+        """Make the program, without running it."""
+        given = params, keys, conditions, mix, self.levels
+        self.function = jax.jit(self.whole).lower(*given).compile()
+        return self
+
+    def run(self, params: Any, keys: Any, conditions: Any, mix: Mix, *, bar: Any) -> np.ndarray:
+        """What `whole` makes, once it is there."""
+        made = np.asarray(self.function(params, keys, conditions, mix, self.levels))
+        bar.update(self.num_steps)
+        return made
+
+
+class Work(NamedTuple):
+    """What is compiled and run, and on what.
+
+    Attributes:
+      program: makes the pictures.
+      params, conditions: its inputs; conditions hold a row for each picture of a batch.
+      size: height and width of the pictures.
+    """
+
+    program: Stages | OneProgram
+    params: Any
+    conditions: Any
+    size: tuple[int, int]

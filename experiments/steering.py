@@ -103,7 +103,9 @@ def load_guides(
       ValueError: the classifier was trained on other levels than the run, or for other classes.
     """
     guidance, weaker = options.read_guidance(), None
-    if guidance is not None and guidance.checkpoint is not None:
+    if guidance is not None and guidance.weaker == "checkpoint":
+        if guidance.checkpoint is None:
+            raise ValueError("Which checkpoint? Say --guidance 'autoguidance(checkpoint=1000)'.")
         of_step = load_run(args.workdir, mesh, step=guidance.checkpoint, ema=args.ema, latents=True)
         weaker = of_step.params
     if args.classifier is None:

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from choices import build
 from cli import prepare_output
 from export_sampler import require_flatbuffers
+from guidances import GUIDANCES
+from pretrained_guidance import GuidanceArgs, check_guidance
 from prompt_line import parse_prompt_line
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(GuidanceArgs):
     """Images from prompts, with a saved model of diffusers' format."""
 
     model: str
@@ -28,10 +31,6 @@ class Args:
     """image i of a seed is always the same"""
     num_steps: int = 30
     """steps from noise to image"""
-    guidance_scale: float = 7.0
-    """classifier-free guidance, or what a distilled network is told; 1 is off"""
-    guidance_rescale: float = 0.0
-    """against over-exposure: share of the guided estimate that gets the spread of the other"""
     solver: str | None = None
     """by default the model's own; the class of another scheduler (EulerDiscreteScheduler), or a
     solver of diffjax (dpmpp_2m, unipc, ddim(eta=0.5), ...) on the model's own grid"""
@@ -46,7 +45,7 @@ class Args:
     batch_size: int = 4
     """images computed at once"""
     image: Path | None = None
-    """a picture to start from"""
+    """a picture to start from, or the one to vary"""
     mask: Path | None = None
     """a picture of its size, white where it is to be painted anew"""
     strength: float | None = None
@@ -56,7 +55,7 @@ class Args:
     ip_adapter: Path | None = None
     """a file that lets the model see a picture beside the prompt"""
     image_prompt: Path | None = None
-    """the picture that it sees"""
+    """the picture that it sees, or FILE.npy with its embedding, as for adapters of faces"""
     image_scale: float = 1.0
     """how much that counts"""
     image_encoder: Path | None = None
@@ -71,6 +70,12 @@ class Args:
     """folder of a model on the same latents that goes on where this one stops, as SDXL's refiner"""
     refiner_start: float = 0.8
     """which part of the way the model itself denoises, in (0, 1)"""
+    prior_steps: int = 25
+    """of unCLIP's prior, which makes embeddings of prompts"""
+    prior_scale: float = 4.0
+    """of its classifier-free guidance; 1 is off"""
+    enlarger_steps: int = 7
+    """of unCLIP's super-resolution"""
     lora: tuple[str, ...] = ()
     """LoRA files, each FILE or FILE:SCALE"""
     embedding: tuple[Path, ...] = ()
@@ -108,12 +113,15 @@ def merge_line(args: Args) -> Args:
     if line.chaos is not None:
         changes["chaos"] = line.chaos
     if line.stylize is not None:
+        if build("guidance", args.guidance, GUIDANCES).most == 1.0:
+            raise ValueError(f"--stylize does not go with --guidance {args.guidance}, never off")
         changes["guidance_scale"] = 1.0 + (args.guidance_scale - 1.0) * line.stylize / 100.0
     return dataclasses.replace(args, **changes)
 
 
 def check_args(args: Args) -> None:
     """Refuse before any work what cannot be done."""
+    check_guidance(args)
     for name in ("num_steps", "num_images", "batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least 1")
@@ -131,8 +139,9 @@ def check_args(args: Args) -> None:
     if len(args.controlnet_scale) not in (1, len(args.control_image)):
         given = f"{len(args.controlnet_scale)} numbers for {len(args.control_image)} pictures"
         raise ValueError(f"--controlnet-scale has {given}")
-    if args.control_image and args.ip_adapter is not None:
-        raise ValueError("--control-image does not go with --ip-adapter")
+    reads_attention = args.guidance.startswith("self_attention")
+    if args.control_image and reads_attention:
+        raise ValueError("--control-image does not go with --guidance self_attention")
     if not 0.0 <= args.chaos <= 100.0:
         raise ValueError(f"--chaos is {args.chaos}; it must be in [0, 100]")
     if not 0.0 < args.refiner_start < 1.0:

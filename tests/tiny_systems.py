@@ -6,13 +6,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from safetensors.numpy import save_file
 
 from diffjax.networks import unet
 from diffjax.networks.autoencoder_kl import AutoencoderKLConfig, autoencoder_kl
 from diffjax.networks.clip import CLIPTextConfig, CLIPVisionConfig, clip_text, clip_vision
 from diffjax.networks.controlnet import controlnet
 from diffjax.networks.functional import Functional, Params, flatten, unflatten
+from diffjax.networks.prior import PriorConfig, prior
 from diffjax.networks.t2i_adapter import T2IAdapterConfig, t2i_adapter
+from diffjax.networks.unclip import ImageAndTextConfig, image_and_text
+from diffjax.networks.unet_config import UNetConfig
 from diffjax.networks.unet_context import ContextConfig
 from diffjax.networks.unet_latent_presets import sd1_unet
 from diffjax.pretrained import load_model, save_model
@@ -43,7 +47,7 @@ KINDS = {
 
 def save_stable_diffusion(
     folder: Path, *, kind: str = "StableDiffusionPipeline", prediction: str = "epsilon",
-    **changes: Any,
+    seed: int = 0, **changes: Any,
 ) -> Path:  # fmt: skip
     """Write a tiny Stable Diffusion of some kind into a new folder, with changes of its UNet."""
     encoders, sizes = KINDS[kind]
@@ -71,7 +75,7 @@ def save_stable_diffusion(
         text = _text_config(projected=end == "_2")
         parts[f"text_encoder{end}"] = (text, clip_text(text))
         _save_tokenizer(folder / f"tokenizer{end}")
-    for number, (name, (config, made)) in enumerate(parts.items()):
+    for number, (name, (config, made)) in enumerate(parts.items(), start=seed):
         save_model(folder / name, config, draw_params(made, number))
     _write(folder / "scheduler" / "scheduler_config.json", scheduler)
     _write(folder / "model_index.json", _index(parts, kind))
@@ -88,11 +92,8 @@ def save_editor(folder: Path, command: str) -> Path:
         noising = {"_class_name": "DDPMScheduler"}
         _write(folder / "low_res_scheduler" / "scheduler_config.json", noising)
     if command == "vary":
-        seen = CLIPVisionConfig(
-            hidden_size=FEATURES, intermediate_size=16, num_layers=1, num_heads=2, image_size=8,
-            patch_size=4, projection_dim=FEATURES,
-        )  # fmt: skip
-        save_model(folder / "image_encoder", seen, draw_params(clip_vision(seen), 12))
+        seen = draw_params(clip_vision(_vision_config()), 12)
+        save_model(folder / "image_encoder", _vision_config(), seen)
         index["image_encoder"] = ["transformers", "CLIPVisionModelWithProjection"]
         del index["text_encoder"], index["tokenizer"]
     _write(folder / "model_index.json", index)
@@ -109,6 +110,86 @@ def save_steering(folder: Path, model: Path) -> tuple[Path, Path]:
     return folder / "controlnet", folder / "adapter"
 
 
+def save_ip_adapter(folder: Path, model: Path) -> Path:
+    """Write an IP-Adapter for a tiny Stable Diffusion, and its image encoder, into a new folder."""
+    context = load_model(model / "unet").config.context
+    routes = flatten(load_model(model / "unet").params)
+    widths = [shape.shape for route, shape in routes.items() if route[-3:-1] == ("attn2", "to_k")]
+    draw = lambda *shape: np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+    tensors = {
+        "proj.weight": draw(4 * context.width, FEATURES),
+        "proj.bias": draw(4 * context.width),
+    }
+    tensors |= {"norm.weight": draw(context.width), "norm.bias": draw(context.width)}
+    tensors = {f"image_proj.{name}": each for name, each in tensors.items()}
+    for i, (width, features) in enumerate(widths):
+        for name in ("to_k_ip", "to_v_ip"):
+            tensors[f"ip_adapter.{2 * i + 1}.{name}.weight"] = draw(features, width)
+    save_model(
+        folder / "image_encoder", _vision_config(), draw_params(clip_vision(_vision_config()), 12)
+    )
+    save_file(tensors, folder / "adapter.safetensors")
+    return folder
+
+
+def save_unclip(folder: Path, *, varies: bool = False) -> Path:
+    """Write a tiny unCLIP into a new folder, or one that makes variations of pictures."""
+    blocks = {
+        "block_out_channels": (8, 16), "layers_per_block": 1, "num_groups": 4, "head_dim": 2,
+        "norm_eps": 1e-5, "mid_residual_scale": 1.0, "downsample": ("resnet", "resnet"),
+        "upsample": ("resnet", "resnet"), "downsample_padding": 1, "flip_sin_to_cos": True,
+        "freq_shift": 0, "zero_init": False,
+    }  # fmt: skip
+    seeing = (False, "extended")
+    decoder = UNetConfig(
+        sample_size=SIDE, out_channels=6, scale_shift=True, class_embedding="identity",
+        attention=seeing, up_attention=seeing, mid_attention="extended",
+        context=ContextConfig(features=FEATURES, num_heads=2), **blocks,
+    )  # fmt: skip
+    enlarger = UNetConfig(
+        sample_size=2 * SIDE, in_channels=6, attention=(False, False), up_attention=(False, False),
+        **blocks,
+    )  # fmt: skip
+    text, joined = _text_config(projected=True), ImageAndTextConfig(FEATURES, 32, FEATURES)
+    parts = {
+        "decoder": (decoder, unet(decoder)),
+        "super_res_first": (enlarger, unet(enlarger)),
+        "super_res_last": (enlarger, unet(enlarger)),
+        "text_encoder": (text, clip_text(text)),
+        "text_proj": (joined, image_and_text(joined)),
+    }
+    if varies:
+        parts["image_encoder"] = (_vision_config(), clip_vision(_vision_config()))
+    else:
+        embeddings = PriorConfig(
+            num_layers=1, num_heads=2, head_dim=4, embedding_dim=FEATURES, num_embeddings=16
+        )
+        parts["prior"] = (embeddings, prior(embeddings))
+    for number, (name, (config, made)) in enumerate(parts.items()):
+        save_model(folder / name, config, draw_params(made, number))
+    _save_tokenizer(folder / "tokenizer")
+    schedulers = {
+        "prior": {"prediction_type": "sample", "clip_sample_range": 5.0},
+        "decoder": {"variance_type": "learned_range"},
+        "super_res": {},
+    }
+    for name, settings in schedulers.items():
+        settings = {"_class_name": "UnCLIPScheduler", **settings}
+        _write(folder / f"{name}_scheduler" / "scheduler_config.json", settings)
+    classes = {
+        "decoder": "UNet2DConditionModel", "text_encoder": "CLIPTextModelWithProjection",
+        "text_proj": "UnCLIPTextProjModel", "image_encoder": "CLIPVisionModelWithProjection",
+        "prior": "PriorTransformer", "super_res_first": "UNet2DModel",
+        "super_res_last": "UNet2DModel",
+    }  # fmt: skip
+    index = {name: ["diffusers", classes[name]] for name in parts}
+    index |= {f"{name}_scheduler": ["diffusers", "UnCLIPScheduler"] for name in schedulers}
+    index |= {"tokenizer": ["transformers", "CLIPTokenizer"]}
+    name = "UnCLIPImageVariationPipeline" if varies else "UnCLIPPipeline"
+    _write(folder / "model_index.json", {"_class_name": name, **index})
+    return folder
+
+
 def draw_params(network: Functional, seed: int) -> Params:
     """Random params without compiling anything; none is zero but the biases."""
     draw = np.random.default_rng(seed).normal
@@ -120,6 +201,13 @@ def draw_params(network: Functional, seed: int) -> Params:
         return (draw(size=shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
 
     return unflatten({path: leaf(path[-1], each.shape) for path, each in shapes.items()})
+
+
+def _vision_config() -> CLIPVisionConfig:
+    return CLIPVisionConfig(
+        hidden_size=FEATURES, intermediate_size=16, num_layers=1, num_heads=2, image_size=8,
+        patch_size=4, projection_dim=FEATURES,
+    )  # fmt: skip
 
 
 def _text_config(projected: bool) -> CLIPTextConfig:

@@ -18,8 +18,19 @@ import export_sampler
 import text_to_image
 import watermark
 from diffjax.core.keys import sample_keys
-from diffjax.pipelines import make_plan, make_system, start_noise, walk
-from diffjax.pretrained import load_components
+from diffjax.networks.image_tokens import ImageTokensConfig
+from diffjax.pipelines import (
+    make_plan,
+    make_system,
+    sample_embedding,
+    sample_images,
+    start_noise,
+    unclip,
+    walk,
+)
+from diffjax.pretrained import Components, Model, load_components
+from diffjax.pretrained.ip_adapter import IMAGE_TOKENS
+from picture_models import seen_in
 from prompt_line import fit_size, parse_prompt_line
 
 MODEL = Path(__file__).parents[1] / "references" / "pipelines" / "pixart_alpha" / "pipeline"
@@ -161,6 +172,156 @@ def test_a_refiner_goes_on_where_the_model_stops(monkeypatch, tmp_path):
     np.testing.assert_allclose(early.astype(int), by_hand(0.3), atol=1)
     np.testing.assert_allclose(late.astype(int), by_hand(0.7), atol=1)
     assert np.abs(early.astype(int) - late).max() > 5
+
+
+@pytest.mark.slow
+def test_prior_decoder_and_enlarger_of_unclip_make_a_picture(monkeypatch, tmp_path):
+    model = tiny_systems.save_unclip(tmp_path / "model")
+    words = ["--model", str(model), "--num-steps", "3", "--prior-steps", "2"]
+    words += ["--enlarger-steps", "2", "--prompt"]
+    run = lambda name, *more: make(monkeypatch, tmp_path / name, *words, *more)["000000_0000.png"]
+    plain, settings = run("a", "a cat")
+    assert (plain.shape, settings["height"]) == ((2 * SIDE, 2 * SIDE, 3), 2 * SIDE)
+    by_hand = unclip_by_hand(model, 7.0)
+    np.testing.assert_allclose(plain.astype(int), by_hand, atol=1)
+    for more in (["a dog"], ["a cat", "--prior-scale", "1"], ["a cat", "--guidance-scale", "1"]):
+        assert np.abs(run(more[-1], *more)[0].astype(int) - plain).max() > 2
+    apg, _ = run("apg", "a cat", "--guidance", "apg(parallel=1.0)", "--solver", "UnCLIPScheduler")
+    np.testing.assert_allclose(apg.astype(int), plain, atol=1)
+
+
+def unclip_by_hand(model, scale):
+    """The picture of "a cat" by the three systems in turn."""
+    parts = load_components(model)
+    stages = unclip(parts)
+    key = sample_keys(jax.random.key(0), np.arange(1))
+    plans = [
+        make_plan(parts.schedulers[f"{name}_scheduler"], steps)
+        for name, steps in (("prior", 2), ("decoder", 3), ("super_res", 2))
+    ]
+    told = stages.decoder.prepare(["a cat"], [None], height=SIDE, width=SIDE)
+
+    @jax.jit
+    def run(params):
+        guidance = lambda scale: {"guidance": partial(dj.classifier_free, guidance_scale=scale)}
+        embedding = sample_embedding(stages.prior, params, key, told, plans[0], **guidance(4.0))
+        given = params, key, told, embedding, plans[1:]
+        return sample_images(stages, *given, **guidance(scale))
+
+    return np.round(np.clip(np.asarray(run(parts.params))[0] * 127.5 + 127.5, 0, 255)).astype(int)
+
+
+@pytest.mark.slow
+def test_unclip_varies_a_picture(monkeypatch, tmp_path):
+    model = tiny_systems.save_unclip(tmp_path / "model", varies=True)
+    words = ["--model", str(model), "--num-steps", "2", "--enlarger-steps", "2"]
+    draw = np.random.default_rng(0)
+    for name in ("one", "other"):
+        pixels = draw.integers(0, 255, (12, 9, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    one, other = (
+        make(monkeypatch, tmp_path / name, *words, "--image", str(tmp_path / f"{name}.png"))
+        for name in ("one", "other")
+    )
+    assert np.abs(one["000000_0000.png"][0].astype(int) - other["000000_0000.png"][0]).max() > 1
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--image", PICTURE], "--image needs variations"),
+        (["--height", "64"], "--height does not go with UnCLIPPipeline"),
+        (["--prompt", "a cat --ar 2:1"], "--ar does not go with UnCLIPPipeline"),
+        (["--enlarger-steps", "1"], "needs at least 2"),
+        (["--tile", "64"], "has no variational autoencoder"),
+        (["--guidance", "self_attention"], "read in UNets; UnCLIPPipeline has none"),
+        (["--control-image", PICTURE], "--control-image does not go with UnCLIPPipeline"),
+    ],
+)
+def test_unclip_refuses_the_settings_of_other_models(
+    monkeypatch, tmp_path, unclip_folder, words, reason
+):
+    with pytest.raises(ValueError) as error:
+        make(monkeypatch, tmp_path, "--model", str(unclip_folder), *words)
+    assert reason in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def unclip_folder(tmp_path_factory):
+    return tiny_systems.save_unclip(tmp_path_factory.mktemp("unclip") / "model")
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion(tmp_path_factory):
+    return tiny_systems.save_stable_diffusion(tmp_path_factory.mktemp("sd") / "model")
+
+
+@pytest.mark.slow
+def test_saved_models_take_every_guidance(monkeypatch, tmp_path, stable_diffusion):
+    """Off where it should be, and as the library's by default."""
+    weaker = tiny_systems.save_stable_diffusion(tmp_path / "weaker", seed=9)
+    words = ["--model", str(stable_diffusion), "--prompt", "a cat", "--num-steps", "2"]
+
+    def run(*more):
+        name = "_".join(more) or "plain"
+        found = make(monkeypatch, tmp_path / name.replace("/", "_")[-200:], *words, *more)
+        return found["000000_0000.png"][0].astype(int)
+
+    plain, guided = run("--guidance-scale", "1"), run()
+    np.testing.assert_array_equal(run("--guidance", "classifier_free"), guided)
+    np.testing.assert_allclose(run("--guidance-interval", "0", "0"), plain, atol=1)
+    assert np.abs(guided - plain).max() > 5
+    others = [
+        ["perturbed_attention"],
+        ["self_attention"],
+        ["autoguidance", "--weaker", str(weaker)],
+    ]
+    for name in others:
+        led = run("--guidance", *name, "--guidance-scale", "4")
+        assert np.abs(led - plain).max() > 1
+        both = run("--guidance", *name, "--guidance-scale", "1", "--prompt-scale", "7")
+        np.testing.assert_allclose(both, guided, atol=1)
+    assert (run("--guidance", "cfg_plus_plus", "--guidance-scale", "0.8") != plain).any()
+    limits = ["--threshold", "static(low=-0.1, high=0.1)"]
+    assert np.abs(run(*limits) - guided).max() > 1
+
+
+@pytest.mark.slow
+def test_a_picture_to_see_and_one_to_follow_go_together(monkeypatch, tmp_path, stable_diffusion):
+    control, _ = tiny_systems.save_steering(tmp_path / "steering", stable_diffusion)
+    adapter = tiny_systems.save_ip_adapter(tmp_path / "adapter", stable_diffusion)
+    pixels = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "edges.png")
+    words = ["--model", str(stable_diffusion), "--prompt", "a cat", "--num-steps", "2"]
+    follow = ["--controlnet", str(control), "--control-image", str(tmp_path / "edges.png")]
+    see = ["--ip-adapter", str(adapter / "adapter.safetensors"), "--image-prompt", PICTURE]
+    see += ["--image-encoder", str(adapter / "image_encoder")]
+    strengths = ["--image-scale", "0", "--controlnet-scale", "0"]
+
+    def run(name, *more):
+        found = make(monkeypatch, tmp_path / name, *words, *more)
+        return found["000000_0000.png"][0].astype(int)
+
+    plain, followed, seen = run("a"), run("b", *follow), run("c", *see)
+    both = run("d", *see, *follow)
+    for one, other in ((both, followed), (both, seen), (both, plain)):
+        assert np.abs(one - other).max() > 1
+    np.testing.assert_allclose(run("e", *see, *follow, *strengths[:2]), followed, atol=1)
+    np.testing.assert_allclose(run("f", *see, *follow, *strengths[2:]), seen, atol=1)
+
+
+def test_embeddings_of_faces_are_read_from_files(tmp_path):
+    model = Model(ImageTokensConfig(5, 6, hidden=10), None, {})
+    parts = Components("P", {}, {IMAGE_TOKENS: model}, {}, {})
+    np.save(tmp_path / "face.npy", np.arange(5.0))
+    seen, nothing = seen_in(tmp_path / "face.npy", tmp_path, parts)
+    np.testing.assert_array_equal(seen, np.arange(5.0)[None])
+    np.testing.assert_array_equal(nothing, np.zeros((1, 5)))
+    with pytest.raises(ValueError, match=r"needs a FILE\.npy with an embedding of 5 numbers"):
+        seen_in(Path(PICTURE), tmp_path, parts)
+    np.save(tmp_path / "long.npy", np.arange(6.0))
+    with pytest.raises(ValueError, match=r"shape \(6,\); this IP-Adapter sees 5 numbers"):
+        seen_in(tmp_path / "long.npy", tmp_path, parts)
 
 
 def pixels_of(parts, latents):
