@@ -9,7 +9,8 @@ Each measurement is a process of its own, and they take turns:
     load    `load_model`, from the folder to params that are ready on the default device
 
 `ratio` is the time of load over that of read, the median over the turns. `memory_ratio` is what the
-peak memory of the process grows by in load, over the size of the files. With --cold the files are
+peak memory of the process grows by in load, over the size of the files, and `params_memory_ratio`
+over that of the loaded params, which a cast makes larger or smaller. With --cold the files are
 dropped from the system's memory before each measurement, so that they come from the disk.
 """
 
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import ml_dtypes
@@ -67,26 +68,35 @@ def make_checkpoint(folder: Path) -> None:
     save_model(folder, config, jax.tree.map(random, shapes))
 
 
-def read_files(args: Args, folder: Path) -> None:
-    """Read the files into memory at once."""
-    for file in weight_files(folder, variant=args.variant):
-        np.fromfile(file, np.uint8)
+class Cost(NamedTuple):
+    """Of a task: seconds, bytes by which the peak memory of its process rose, bytes that it read
+    or made."""
+
+    seconds: float
+    growth: int
+    size: int
 
 
-def load(args: Args, folder: Path) -> None:
+def read_files(args: Args, folder: Path) -> int:
+    """Read the files into memory, one after another."""
+    files = weight_files(folder, variant=args.variant)
+    return sum(np.fromfile(file, np.uint8).nbytes for file in files)
+
+
+def load(args: Args, folder: Path) -> int:
     """Load the network."""
     model = load_model(folder, param_dtype=args.param_dtype, variant=args.variant)
-    jax.block_until_ready(model.params)
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(jax.block_until_ready(model.params)))
 
 
-def measure(task: Callable[[Args, Path], None], args: Args, folder: Path) -> tuple[float, int]:
-    """The seconds of a task, and the bytes by which it raises the peak memory of this process."""
+def measure(task: Callable[[Args, Path], int], args: Args, folder: Path) -> Cost:
+    """What a task costs in this process."""
     jax.devices()
     for file in weight_files(folder, variant=args.variant) if args.cold else ():
         drop(file)
     before, start = peak_memory(), time.perf_counter()
-    task(args, folder)
-    return time.perf_counter() - start, peak_memory() - before
+    size = task(args, folder)
+    return Cost(time.perf_counter() - start, peak_memory() - before, size)
 
 
 def peak_memory() -> int:
@@ -109,14 +119,14 @@ def measure_all(args: Args, folder: Path) -> dict[str, Any]:
     if args.cold and not hasattr(os, "posix_fadvise"):
         raise ValueError("--cold needs posix_fadvise, which this system lacks")
     spawn = multiprocessing.get_context("spawn")
-    found: dict[str, list[tuple[float, int]]] = {"read": [], "load": []}
+    found: dict[str, list[Cost]] = {"read": [], "load": []}
     for _ in range(args.repeats):
         for name, task in (("read", read_files), ("load", load)):
             with spawn.Pool(1) as pool:
                 found[name].append(pool.apply(measure, (task, args, folder)))
-    seconds = {name: [each for each, _ in several] for name, several in found.items()}
-    size = sum(file.stat().st_size for file in weight_files(folder, variant=args.variant))
-    peak = max(growth for _, growth in found["load"])
+    seconds = {name: [each.seconds for each in several] for name, several in found.items()}
+    files, params = (found[name][0].size for name in ("read", "load"))
+    peak = max(each.growth for each in found["load"])
     return {
         "model": str(args.model or "Stable Diffusion 1's UNet, random bfloat16"),
         "param_dtype": args.param_dtype,
@@ -124,10 +134,12 @@ def measure_all(args: Args, folder: Path) -> dict[str, Any]:
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores",
         "jax": jax.__version__,
         "python": platform.python_version(),
-        "file_bytes": size,
+        "file_bytes": files,
+        "params_bytes": params,
         **{f"{name}_s": round(statistics.median(each), 2) for name, each in seconds.items()},
         "ratio": round(statistics.median(map(np.divide, seconds["load"], seconds["read"])), 2),
-        "memory_ratio": round(peak / size, 2),
+        "memory_ratio": round(peak / files, 2),
+        "params_memory_ratio": round(peak / params, 2),
     }
 
 
