@@ -180,10 +180,9 @@ def outpaint(args: Outpaint, job: Job) -> list[Array]:
 
 def painted(job: Job, known: Array, mask: Array, args: Any, make: Callable) -> list[Array]:
     """The images, the same with holes, and RePaint's result."""
-    walk = dj.resampling(
-        len(job.levels.t) - 1, jump_length=args.jump_length, num_resamples=args.num_resamples
+    levels = dj.revisited(
+        job.levels, jump_length=args.jump_length, num_resamples=args.num_resamples
     )
-    levels = jax.tree.map(lambda leaf: leaf[walk], job.levels)
 
     @jax.jit
     def run(weights, key, known, mask):

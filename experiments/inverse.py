@@ -57,6 +57,10 @@ class Restoration:
     """of the method dps"""
     num_particles: int = 16
     """of the method twisted"""
+    num_resamples: int = 1
+    """how often each stretch of steps is walked, up again by fresh noise and down (time travel)"""
+    jump_length: int = 1
+    """steps of a stretch"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +189,10 @@ def restore(args: Digits | Patches, prior: Prior) -> tuple[Array, UncertaintyMap
     method = choose_method(args.method, measurement.operator, linear=measurement.linear)
     noise_key, key = jax.random.split(jax.random.key(args.seed))
     y = dj.measure(noise_key, measurement.operator, prior.pictures, sigma_y=args.sigma_y)
-    settings = Settings(args.sigma_y, prior.std, args.step_size, args.num_particles)
+    settings = Settings(
+        args.sigma_y, prior.std, args.step_size, args.num_particles,
+        args.num_resamples, args.jump_length,
+    )  # fmt: skip
 
     @jax.jit
     def run(params, key, y):

@@ -71,6 +71,8 @@ class SampleOptions:
       clip: clip the estimates of x0 to [-1, 1].
       spacing: of the levels, a name of `diffjax.grids.SPACINGS` or of `choices.RATIOS`.
       times: the time grid itself, noise first, in the place of num_steps and spacing.
+      num_resamples, jump_length: how often each stretch of so many steps is walked, up again by
+        fresh noise and down; 1 is once. See `diffjax.resampling`.
     """
 
     solver: str = "ddim"
@@ -87,8 +89,12 @@ class SampleOptions:
     clip: bool = True
     spacing: str = "trailing"
     times: tuple[float, ...] | None = None
+    num_resamples: int = 1
+    jump_length: int = 1
 
     def __post_init__(self):
+        if self.num_resamples < 1:
+            raise ValueError(f"num_resamples is {self.num_resamples}; every step is walked once.")
         for name in ("guidance_scale", "classifier_scale", "loss_strength", "loss_step_size"):
             if not np.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be finite.")
@@ -98,6 +104,11 @@ class SampleOptions:
     def ancestral(self) -> bool:
         """Whether the solver is DDPM's."""
         return read_choice("solver", self.solver)[0] == "ddpm"
+
+    @property
+    def walk(self) -> dict[str, int]:
+        """What `diffjax.resampling` is told."""
+        return {"jump_length": self.jump_length, "num_resamples": self.num_resamples}
 
     def read_guidance(self) -> Guidance | None:
         """The guidance that the options name; None where it is off."""
@@ -128,7 +139,8 @@ def make_solver(options: SampleOptions, schedule: Schedule, learned_variance: bo
         if "eta" not in accepted:
             raise ValueError(f"--eta is {options.eta}, but the solver {name} has none.")
         settings["eta"] = options.eta
-    return guided_solver(build("solver", options.solver, SOLVERS, **settings), options)
+    solver = guided_solver(build("solver", options.solver, SOLVERS, **settings), options)
+    return dj.renoising(solver) if options.num_resamples > 1 else solver
 
 
 def guided_solver(solver: dj.Solver, options: SampleOptions) -> dj.Solver:
@@ -148,6 +160,12 @@ def count_steps(options: SampleOptions, schedule: Schedule) -> int:
     return default if options.num_steps is None else options.num_steps
 
 
+def count_visits(options: SampleOptions, schedule: Schedule) -> int:
+    """The number of steps that are taken, with those that are walked again."""
+    steps = count_steps(options, schedule)
+    return steps if options.num_resamples == 1 else len(dj.resampling(steps, **options.walk)) - 1
+
+
 def make_times(options: SampleOptions, schedule: Schedule) -> np.ndarray:
     """The time grid that the options ask for."""
     steps = num_train_steps(schedule)
@@ -159,7 +177,13 @@ def make_times(options: SampleOptions, schedule: Schedule) -> np.ndarray:
 
 
 def make_levels(options: SampleOptions, schedule: Schedule) -> dj.NoiseLevel:
-    """The levels that sampling visits, from noise to clean data.
+    """The levels that sampling visits, one after the other: the grid, stretches of it again."""
+    levels = make_grid(options, schedule)
+    return levels if options.num_resamples == 1 else dj.revisited(levels, **options.walk)
+
+
+def make_grid(options: SampleOptions, schedule: Schedule) -> dj.NoiseLevel:
+    """The levels of the grid that the options ask for, from noise to clean data.
 
     A grid of ratios sigma / alpha reaches over all of the schedule unless its arguments say where
     to begin and end. Where a schedule in continuous time ends with a trace of noise, the last step

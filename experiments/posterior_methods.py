@@ -27,12 +27,16 @@ class Settings(NamedTuple):
       sigma_data: standard deviation of the data, for pigdm and twisted.
       step_size: of dps.
       num_particles: of twisted.
+      num_resamples, jump_length: how often each stretch of so many steps is walked, up again by
+        fresh noise and down; see `diffjax.resampling`.
     """
 
     sigma_y: Any
     sigma_data: float = 1.0
     step_size: float = 1.0
     num_particles: int = 16
+    num_resamples: int = 1
+    jump_length: int = 1
 
 
 @dataclass(frozen=True)
@@ -141,14 +145,22 @@ def draw_posterior(
 
     Returns:
       [B, *shape].
+
+    Raises:
+      ValueError: particles, which carry weights from step to step, are to walk up.
     """
+    again = {"jump_length": settings.jump_length, "num_resamples": settings.num_resamples}
+    if method is METHODS["twisted"] and settings.num_resamples > 1:
+        raise ValueError("--num-resamples does not go with twisted: its weights are of one way.")
     # particles are many for one sample, of which the first is kept
     count = settings.num_particles if method is METHODS["twisted"] else 1
     y = jnp.repeat(y, count, axis=0)
     start_key, key = jax.random.split(key)
     start = dj.initial_noise(start_key, (len(y), *shape), levels)
     informed, solver = method.build(denoiser(count), operator, y, settings)
-    return dj.sample(key, start, informed, solver, levels)[::count]
+    walk = dj.revisited(levels, **again)
+    solver = dj.renoising(solver) if settings.num_resamples > 1 else solver
+    return dj.sample(key, start, informed, solver, walk)[::count]
 
 
 class Problem(NamedTuple):

@@ -28,7 +28,7 @@ from diffjax.training import initialize_distributed, make_mesh
 from diffjax.training.manifest import whole_file
 from guidances import Guides
 from latent_space import decoded, load_latent_space
-from model import SampleOptions, count_steps, make_schedule, to_uint8
+from model import SampleOptions, count_visits, make_schedule, to_uint8
 from pictures import save_grid
 from runs import image_shape, load_run
 from samplers import make_sampler
@@ -57,6 +57,11 @@ class Args(Steering):
     """the time grid itself, noise first: a list such as 999,500,20 or FILE.json of tune_grid.py"""
     eta: float | None = None
     """noise of ddim: 0 (its default) is deterministic, 1 is ancestral"""
+    num_resamples: int = 1
+    """how often each stretch of steps is walked, up again by fresh noise and down: self-recurrence,
+    which lets a sample follow its guidance"""
+    jump_length: int = 1
+    """steps of a stretch"""
     seed: int = 0
     """image i of a seed is always the same"""
     output: Path | None = None
@@ -120,6 +125,8 @@ def sample_options(args: Args, config: Config) -> SampleOptions:
         spacing=args.spacing,
         times=parse_times(args.times),
         eta=args.eta,
+        num_resamples=args.num_resamples,
+        jump_length=args.jump_length,
         weights=read_composition(args.labels if args.prompt is None else args.prompt).weights,
     )
 
@@ -182,7 +189,7 @@ def main() -> None:
     # every batch is filled up to a multiple of the devices
     batch_size = -(-min(args.batch_size, args.num_samples) // devices) * devices
 
-    steps = count_steps(options, make_schedule(run.config.diffusion))
+    steps = count_visits(options, make_schedule(run.config.diffusion))
     batches = -(-args.num_samples // batch_size)
     speaks = jax.process_index() == 0
     # the delay keeps an empty bar from standing in front of an error message

@@ -32,7 +32,7 @@ from diffjax.transforms.inpainting import repaint, replace_known
 from diffjax.transforms.linear import check_operator, measure
 from diffjax.transforms.particles import twisted
 from diffjax.transforms.posterior_mean import ddnm, diffpir, mmps, pigdm, tmpd
-from diffjax.transforms.resampling import renoising, resampling
+from diffjax.transforms.resampling import renoising, resampling, revisited
 from diffjax.transforms.thresholding import clip_denoised, dynamic_threshold
 from diffjax.transforms.tiles import num_tiles, tiled
 from diffjax.transforms.uncertainty import UncertaintyMap, uncertainty_map
@@ -89,6 +89,7 @@ __all__ = [
     "replace_known",
     "resampling",
     "rescaled",
+    "revisited",
     "tail",
     "tiled",
     "tmpd",

@@ -8,7 +8,7 @@ going back up lets the two parts agree. Both work on images, and as well on the 
 with missing numbers: x is [B, ...] of any shape. The mask is 1 where x is to be painted and 0
 where it is known: ones alone make a plain sample, zeros alone return the data.
 
-    levels = schedule(trailing(50)[resampling(50)])
+    levels = revisited(schedule(trailing(50)))
     sample(key, noise, denoise, repaint(ddim(eta=1.0), known, mask), levels)
 """
 

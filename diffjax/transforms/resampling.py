@@ -5,16 +5,16 @@ A grid need not fall from level to level. Where the next level of a walk is the 
 which order to visit the entries of an ordinary grid. RePaint and self-recurrence are such walks:
 only the order of the levels changes, the loop does not.
 
-    times = trailing(50)
-    levels = schedule(times[resampling(50, jump_length=5, num_resamples=4)])
+    levels = revisited(schedule(trailing(50)), jump_length=5, num_resamples=4)
     sample(key, x, denoise, renoising(ddim()), levels)
 """
 
+import jax
 import numpy as np
 from jax import lax
 
 from diffjax.core.keys import Normal, normal_each
-from diffjax.core.levels import q_step
+from diffjax.core.levels import NoiseLevel, q_step
 from diffjax.core.sampling import Solver
 
 
@@ -47,6 +47,21 @@ def renoising(solver: Solver, *, normal: Normal = normal_each) -> Solver:
         return lax.cond(noisier, up, down)
 
     return solver._replace(step=step, plan=None)
+
+
+def revisited(levels: NoiseLevel, *, jump_length: int = 10, num_resamples: int = 10) -> NoiseLevel:
+    """A grid in the order of `resampling`, to be walked by a `renoising` solver.
+
+    Args:
+      levels: [N + 1] grid, noise first.
+      jump_length, num_resamples: as in `resampling`, which also says what it refuses.
+
+    >>> levels = NoiseLevel(*jax.numpy.arange(3.0)[None].repeat(3, 0))
+    >>> revisited(levels, jump_length=1, num_resamples=2).t.tolist()
+    [0.0, 1.0, 0.0, 1.0, 2.0]
+    """
+    walk = resampling(len(levels.t) - 1, jump_length=jump_length, num_resamples=num_resamples)
+    return jax.tree.map(lambda leaf: leaf[walk], levels)
 
 
 def resampling(num_steps: int, *, jump_length: int = 10, num_resamples: int = 10) -> np.ndarray:

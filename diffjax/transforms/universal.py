@@ -7,7 +7,7 @@
 Each is a transform of its own; the paper nests all three:
 
     denoise = backward_guidance(forward_guidance(denoise, loss, strength=1.0), loss)
-    sample(key, x, denoise, renoising(ddim()), grid[resampling(50, jump_length=1)])
+    sample(key, x, denoise, renoising(ddim()), revisited(levels, jump_length=1))
 
 A loss knows no "off at 1": its strength counts from 0, off.
 Source: arXiv:2302.07121, Algorithm 1.

@@ -6,7 +6,16 @@ import pytest
 
 import diffjax as dj
 from diffjax.core.posterior import condition
-from posterior_methods import METHODS, choose_method, compare, draw_exactly, errors, known_problems
+from posterior_methods import (
+    METHODS,
+    Settings,
+    choose_method,
+    compare,
+    draw_exactly,
+    draw_posterior,
+    errors,
+    known_problems,
+)
 
 PROBLEMS = known_problems()
 # a squared error is a weighted sum of squared normals: at most sqrt(2) of its mean is one deviation
@@ -15,11 +24,14 @@ FOUR_DEVIATIONS = np.sqrt(1.0 + 4.0 * np.sqrt(2.0))
 
 @pytest.mark.parametrize(
     ("name", "exact"),
-    [("isotropic Gaussian", ["pigdm", "tmpd"]), ("Gaussian", ["mmps"])],
+    [("isotropic Gaussian", ["pigdm", "tmpd"]), ("Gaussian", ["mmps", "mmps, walked twice"])],
 )
 def test_what_is_exact_for_a_gaussian_errs_by_the_sampling_floor(name, exact):
     others = ["ddnm"] if name == "Gaussian" else []
     rows = {method: (method, {}) for method in [*exact, *others]}
+    # to be noised again is what a posterior sample can bear
+    again = {"num_resamples": 2, "jump_length": 4}
+    rows |= {each: (each.split(",")[0], again) for each in exact if each.endswith("twice")}
     table = compare(PROBLEMS[name], rows, num_samples=1000, num_steps=60)
     floor = table.pop("exact draws")
     for method, found in table.items():
@@ -49,3 +61,13 @@ def test_a_method_that_needs_more_of_the_operator_is_refused():
     with pytest.raises(ValueError, match="Did you mean 'pigdm'"):
         choose_method("pgdm", motion, linear=True)
     assert choose_method("dps", motion, linear=False) is METHODS["dps"]
+
+
+def test_particles_that_are_to_walk_up_are_refused():
+    grey, levels = dj.operators.grey(), dj.linear()(dj.uniform(4))
+    settings = Settings(0.1, num_resamples=2)
+    with pytest.raises(ValueError, match="--num-resamples does not go with twisted"):
+        draw_posterior(
+            jax.random.key(0), METHODS["twisted"], lambda _: None, grey,
+            grey(np.ones((1, 2, 2, 3), np.float32)), levels, (2, 2, 3), settings,
+        )  # fmt: skip

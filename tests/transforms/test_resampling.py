@@ -10,7 +10,7 @@ from diffjax.core.keys import sample_keys
 from diffjax.core.levels import NoiseLevel
 from diffjax.core.sampling import sample
 from diffjax.solvers import ddim, dpm_multistep
-from diffjax.transforms import renoising, resampling
+from diffjax.transforms import renoising, resampling, revisited
 
 X = jax.random.normal(jax.random.key(0), (4, 2))
 KEYS = sample_keys(jax.random.key(1), jnp.arange(4))
@@ -34,6 +34,12 @@ def test_every_stretch_is_walked_as_often_as_asked(steps, jump, times):
 
 def test_one_resample_is_the_plain_grid():
     np.testing.assert_array_equal(resampling(7, jump_length=3, num_resamples=1), np.arange(8))
+
+
+def test_levels_are_visited_in_the_order_of_the_walk():
+    walk = resampling(6, jump_length=2, num_resamples=3)
+    for leaf, whole in zip(revisited(GRID, jump_length=2, num_resamples=3), GRID):
+        np.testing.assert_array_equal(leaf, whole[walk])
 
 
 @pytest.mark.parametrize(("jump", "times"), [(0, 2), (8, 2), (2, 0)])
