@@ -52,7 +52,7 @@ class Args:
     num_prompts: int = 500
     """prompts of each kind"""
     guidance_scale: float | None = None
-    """classifier-free guidance; 1 is off; by default as the run's configuration says"""
+    """of the guidance of the run's configuration; 1 is off; by default as there"""
     num_steps: int | None = None
     """steps; by default as the run's configuration says"""
     solver: str | None = None
