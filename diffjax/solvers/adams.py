@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from diffjax.core.levels import NoiseLevel
@@ -84,11 +85,13 @@ class Change(NamedTuple):
     """What PLMS adds to a step of DDIM.
 
     Attributes:
-      weights: of the slopes, newest first.
+      weights: of the slopes, newest first; 0 where nothing of them is added.
+      gain: of a slope over the whole step.
       starting: whether the step takes more calls of the network instead.
     """
 
     weights: list[Array]
+    gain: Array
     starting: Array
 
 
@@ -132,36 +135,36 @@ def plms(
     def advance(keys, x, before, denoise, current, next_, planned: Change):
         x0 = denoise(x, current)
         slopes = [_slope_of(x, x0, current, slope), *before]
-        change = weighted(planned.weights, slopes)
-
-        def more_calls():
-            mean = mean_slope(x, slopes[0], denoise, schedule, current, next_, slope)
-            return slope_transfer(current, next_, slope).gain * (mean - slopes[0])
-
-        if num_starting > 0:
-            change = lax.cond(planned.starting, more_calls, lambda: change)
         # written around DDIM's step: near pure noise, where keep and gain are large, x and the
         # slopes would cancel
-        return ddim_update(x, x0, None, current, next_) + change, slopes[: order - 1]
+        moved = ddim_update(x, x0, None, current, next_) + weighted(planned.weights, slopes)
+
+        def more_calls():
+            mean = mean_slope(x, moved, slopes[0], denoise, schedule, current, next_, slope)
+            return moved + planned.gain * (mean - slopes[0])
+
+        if num_starting > 0:
+            moved = lax.cond(planned.starting, more_calls, lambda: moved)
+        return moved, slopes[: order - 1]
 
     plan = partial(_change, order, slope, num_starting)
     return windowed(order - 1, plan, lambda x: [jnp.zeros_like(x)] * (order - 1), advance)
 
 
 def _change(order: int, slope: str, num_starting: int, window: Window) -> Change:
+    """What a step adds to one of DDIM's, as far as its levels tell."""
     current, next_ = start_of(window), window.next_
     row = slope_transfer(current, next_, slope)
     # equal distances: the steps are counted
-    places = -jnp.arange(order, dtype=row.keep.dtype)
+    places = jnp.asarray(-np.arange(order), row.keep.dtype)
     interval = _interval(places, jnp.ones_like(row.keep), row)
-    first, *others = node_weights(interval, usable_order(interval, window.count))
+    first, *others = node_weights(interval, usable_order(interval, window.known))
     weights = [first - row.gain, *others]
-    if slope == "eps":
-        # only the denoiser knows x0 at alpha = 0
-        weights = [jnp.where(current.alpha > 0, weight, 0.0) for weight in weights]
     # a call at clean data would learn nothing, from pure noise the slope is not used
     starting = (window.count < num_starting) & (next_.sigma > 0) & (current.alpha > 0)
-    return Change(weights, starting)
+    # only the denoiser knows x0 at alpha = 0
+    plain = starting | (current.alpha == 0) if slope == "eps" else starting
+    return Change([jnp.where(plain, 0.0, weight) for weight in weights], row.gain, starting)
 
 
 def ipndm(order: int = 4, *, slope: str = "eps") -> Solver:
@@ -201,14 +204,12 @@ def _slope_of(x: Array, x0: Array, level: NoiseLevel, slope: str) -> Array:
     return eps if slope == "eps" else level.alpha * eps - level.sigma * x0
 
 
-def _heun(x, first, denoise, schedule, current, next_, slope) -> Array:
+def _heun(x, moved, first, denoise, schedule, current, next_, slope) -> Array:
     """The mean of the slopes at both ends of a step, with one more call."""
-    row = slope_transfer(current, next_, slope)
-    ahead = _slope(row.keep * x + row.gain * first, denoise, next_, slope)
-    return 0.5 * (first + ahead)
+    return 0.5 * (first + _slope(moved, denoise, next_, slope))
 
 
-def _runge_kutta(x, first, denoise, schedule, current, next_, slope) -> Array:
+def _runge_kutta(x, moved, first, denoise, schedule, current, next_, slope) -> Array:
     """The mean slope of a classical Runge-Kutta step, with three more calls."""
     steps = current.t - next_.t
     half = steps // 2 if jnp.issubdtype(steps.dtype, jnp.integer) else 0.5 * steps

@@ -192,18 +192,17 @@ def in_logsnr(
     return interval
 
 
-def usable_order(interval: Interval, count: Array) -> Array:
+def usable_order(interval: Interval, known: Array) -> Array:
     """The highest order of a step: 1 + the number of estimates before, at distinct finite places.
 
     Args:
       interval: the step.
-      count: steps taken before it.
+      known: how many of its places before the step are of meaning.
     """
-    there = jnp.arange(len(interval.places) - 1) < count
-    good = there & interval.finite[1:] & (jnp.diff(interval.places) != 0)
+    good = interval.finite[1:] & (jnp.diff(interval.places) != 0)
     order, unbroken = jnp.int32(1), interval.inner & interval.finite[0]
-    for each in good:
-        unbroken = unbroken & each
+    for k, each in enumerate(good):
+        unbroken = unbroken & each & (k < known)
         order = order + unbroken
     return order
 
@@ -223,9 +222,11 @@ def node_weights(interval: Interval, order: Array, *, ahead: bool = False) -> li
     start, h = interval.places[0], interval.length
     # placeholders keep finite what is not used: weights of estimates that are not there, and all
     # of them when the two levels are equal
-    ranks = jnp.arange(len(interval.places) - 1)
-    distance = (interval.places[1:] - start) / jnp.where(h == 0, 1.0, h)
-    before = jnp.where((ranks < order - 1) & (h != 0), distance, -1.0 - ranks)
+    distances = (interval.places[1:] - start) / jnp.where(h == 0, 1.0, h)
+    before = [
+        jnp.where((k < order - 1) & (h != 0), distance, -1.0 - k)
+        for k, distance in enumerate(distances)
+    ]
     nodes = [*([jnp.ones_like(h)] if ahead else []), jnp.zeros_like(h), *before]
     used = order + ahead
     result = [jnp.zeros_like(h)] * len(nodes)
@@ -288,7 +289,7 @@ def extrapolated(
 
     def coefficients(window: Window) -> Coefficients:
         interval = coordinate(window)
-        used = limited(usable_order(interval, window.count), limits, window.count)
+        used = limited(usable_order(interval, window.known), limits, window.count)
         row = interval.row
         return Coefficients(row.keep, node_weights(interval, used), row.spread)
 

@@ -93,17 +93,17 @@ def corrected_multistep(
 
     def coefficients(window: Window) -> Corrected:
         interval = coordinate(window)
-        used = limited(usable_order(interval, window.count), limits, window.count)
+        used = limited(usable_order(interval, window.known), limits, window.count)
         weights = node_weights(interval, jnp.minimum(used, predictor))[:predictor]
         change = change_of(step_before(window)) if corrector >= 0 else []
         return Corrected(change, Coefficients(interval.row.keep, weights, interval.row.spread))
 
     def change_of(window: Window) -> list[Array]:
         interval = coordinate(window)
-        used = limited(usable_order(interval, window.count), limits, window.count)
+        used = limited(usable_order(interval, window.known), limits, window.count)
         corrects = node_weights(interval, jnp.minimum(used, corrector), ahead=True)
         predicts = node_weights(interval, jnp.minimum(used, predictor))
-        again = interval.finite[0] & (window.count >= 0)
+        again = interval.finite[0] & (window.known >= 0)
         again = again if wanted is None else again & wanted[window.count]
         pairs = zip(corrects, [jnp.zeros_like(predicts[0]), *predicts])
         return [jnp.where(again, corrected - predicted, 0.0) for corrected, predicted in pairs]

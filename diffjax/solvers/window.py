@@ -23,12 +23,14 @@ class Window(NamedTuple):
 
     Attributes:
       count: steps taken before this one, int32.
+      known: how many of those the window shows, min(count, p).
       starts: levels [p + 1] where this step starts and where the steps before did, newest first;
         what lies before the first step is of no meaning, but finite.
       next_: the level where this step ends, scalar leaves.
     """
 
     count: Array
+    known: Array
     starts: NoiseLevel
     next_: NoiseLevel
 
@@ -58,7 +60,8 @@ def step_before(window: Window) -> Window:
     # 1 is a level like any other, where pure noise twice would be 0 / 0
     starts = jax.tree.map(lambda leaf: jnp.where(taken, leaf, 1), window.starts)
     next_ = jax.tree.map(lambda leaf: leaf[0], starts)
-    return Window(window.count - 1, jax.tree.map(lambda leaf: leaf[1:], starts), next_)
+    starts = jax.tree.map(lambda leaf: leaf[1:], starts)
+    return Window(window.count - 1, window.known - 1, starts, next_)
 
 
 def windowed(
@@ -86,15 +89,18 @@ def windowed(
 
         starts = jax.tree.map(push, current, walk.before)
         if planned is None:
-            planned = coefficients(Window(walk.count, starts, next_))
+            known = jnp.minimum(walk.count, length)
+            planned = coefficients(Window(walk.count, known, starts, next_))
         x, memory = advance(keys, x, walk.memory, denoise, current, next_, planned)
         before = jax.tree.map(lambda leaf: leaf[:length], starts)
         return x, Walk(walk.count + 1, before, memory)
 
     def plan(levels: NoiseLevel) -> Any:
         num_steps = len(levels.sigma) - 1
-        # a constant, so that with levels that are known the compiler finds out the whole plan
+        # constants, so that with levels that are known the compiler finds out the whole plan; 0, 1,
+        # 2, ... by itself it takes for a loop and does not
         counts = np.arange(num_steps, dtype=np.int32)
+        known = np.minimum(counts, length)
 
         def shifted(leaf):
             longer = jnp.concatenate([jnp.broadcast_to(leaf[0], length), leaf])
@@ -103,6 +109,6 @@ def windowed(
 
         starts = jax.tree.map(shifted, levels)
         ends = jax.tree.map(lambda leaf: leaf[1:], levels)
-        return jax.vmap(coefficients)(Window(jnp.asarray(counts), starts, ends))
+        return jax.vmap(coefficients)(Window(*map(jnp.asarray, (counts, known)), starts, ends))
 
     return Solver(init, step, plan)
