@@ -15,10 +15,16 @@ from jax import Array, lax
 from diffjax.core.keys import fold_in_each, normal_each, sample_keys
 from diffjax.core.levels import NoiseLevel
 from diffjax.core.sampling import Solver
-from diffjax.solvers import ddim, dpm_multistep, heun, unipc
+from diffjax.core.schedules import Schedule
+from diffjax.solvers import Churn, ancestral, ddim, dpm_multistep, heun, lms, plms, unipc
 
 # (key, x) -> x at the end of the grid
 Loop = Callable[[Array, Array], Array]
+
+# EDM's for ImageNet, arXiv:2206.00364, Table 5
+CHURN = {"s_churn": 40.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003}
+# Adams and Bashforth's weights for equal steps, newest first, of each order
+ADAMS = [[1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
 
 
 class Grid(NamedTuple):
@@ -60,24 +66,115 @@ def bare_ddim(grid: Grid) -> Loop:
     return lambda key, x: lax.scan(step, x, rows)[0]
 
 
-def bare_heun(grid: Grid) -> Loop:
-    half = 0.5 * (grid.next_sigma - grid.next_alpha * grid.sigma / grid.alpha)
-    rows = as_rows(grid.alpha, grid.sigma, grid.next_alpha, grid.next_sigma, half)
+def bare_ddpm(grid: Grid) -> Loop:
+    forward = grid.alpha / grid.next_alpha
+    variance = grid.sigma**2 - (forward * grid.next_sigma) ** 2
+    keep = forward * (grid.next_sigma / grid.sigma) ** 2
+    gain = grid.next_alpha * variance / grid.sigma**2
+    spread = np.sqrt(variance) * grid.next_sigma / grid.sigma
+    rows = as_rows(grid.alpha, keep, gain, spread)
 
-    def step(x, row):
-        alpha, sigma, next_alpha, next_sigma, half = row
-        x0 = alpha * x
-        eps = (1.0 / sigma) * x - (alpha / sigma) * x0
-        euler = next_alpha * x0 + next_sigma * eps
+    def loop(key, x):
+        keys = sample_keys(key, jnp.arange(len(x)))
+
+        def step(x, row):
+            i, (alpha, keep, gain, spread) = row
+            noise = normal_each(fold_in_each(keys, i), x.shape[1:], x.dtype)
+            return keep * x + gain * (alpha * x) + spread * noise, None
+
+        return lax.scan(step, x, (jnp.arange(len(grid.alpha)), rows))[0]
+
+    return loop
+
+
+def bare_heun(grid: Grid) -> Loop:
+    rows = heun_rows(grid)
+    return lambda key, x: lax.scan(lambda x, row: (heun_step(x, row), None), x, rows)[0]
+
+
+def heun_rows(grid: Grid) -> tuple[Array, ...]:
+    half = 0.5 * (grid.next_sigma - grid.next_alpha * grid.sigma / grid.alpha)
+    return as_rows(grid.alpha, grid.sigma, grid.next_alpha, grid.next_sigma, half)
+
+
+def heun_step(x: Array, row: tuple[Array, ...]) -> Array:
+    alpha, sigma, next_alpha, next_sigma, half = row
+    x0 = alpha * x
+    eps = (1.0 / sigma) * x - (alpha / sigma) * x0
+    euler = next_alpha * x0 + next_sigma * eps
+
+    def corrected():
+        next_x0 = next_alpha * euler
+        next_eps = (1.0 / next_sigma) * euler - (next_alpha / next_sigma) * next_x0
+        return euler + half * (next_eps - eps)
+
+    return lax.cond(next_sigma > 0, corrected, lambda: euler)
+
+
+def bare_edm(grid: Grid) -> Loop:
+    """Heun's steps from levels that churn has raised, for a variance-preserving schedule."""
+    ratio = grid.sigma / grid.alpha
+    inside = (CHURN["s_tmin"] <= ratio) & (ratio <= CHURN["s_tmax"])
+    gamma = np.where(inside, min(CHURN["s_churn"] / len(ratio), 2**0.5 - 1), 0.0)
+    alpha = 1.0 / np.hypot(1.0, ratio * (1.0 + gamma))
+    raised = grid._replace(alpha=alpha, sigma=alpha * ratio * (1.0 + gamma))
+    added = CHURN["s_noise"] * alpha * ratio * np.sqrt(gamma * (2.0 + gamma))
+    rows = as_rows(alpha / grid.alpha, added), heun_rows(raised)
+
+    def loop(key, x):
+        keys = sample_keys(key, jnp.arange(len(x)))
+
+        def step(x, row):
+            i, ((keep, added), heun) = row
+            noise = normal_each(fold_in_each(keys, i), x.shape[1:], x.dtype)
+            return heun_step(keep * x + added * noise, heun), None
+
+        return lax.scan(step, x, (jnp.arange(len(ratio)), rows))[0]
+
+    return loop
+
+
+def bare_lms(grid: Grid) -> Loop:
+    ratio = np.append(grid.sigma / grid.alpha, grid.next_sigma[-1] / grid.next_alpha[-1])
+    weights = np.zeros((4, len(grid.alpha)))
+    for i in range(len(grid.alpha)):
+        places = ratio[i::-1][:4] - ratio[i]
+        for k, place in enumerate(places):
+            others = np.delete(places, k)
+            area = np.polyval(np.polyint(np.atleast_1d(np.poly(others))), ratio[i + 1] - ratio[i])
+            weights[k, i] = grid.next_alpha[i] * area / np.prod(place - others)
+    rows = as_rows(grid.alpha, grid.sigma, grid.next_alpha / grid.alpha, *weights)
+    return lambda key, x: lax.scan(adams_step, (x, [jnp.zeros_like(x)] * 3), rows)[0][0]
+
+
+def bare_plms(grid: Grid) -> Loop:
+    keep = grid.next_alpha / grid.alpha
+    gain = grid.next_sigma - keep * grid.sigma
+    orders = [ADAMS[min(i, 3)] for i in range(len(gain))]
+    weights = gain * np.array([row + [0] * (4 - len(row)) for row in orders]).T
+    ends = as_rows(grid.next_alpha, grid.next_sigma, gain)
+    rows = jnp.arange(len(gain)) == 0, ends, as_rows(grid.alpha, grid.sigma, keep, *weights)
+
+    def step(carry, row):
+        starting, (next_alpha, next_sigma, gain), adams = row
+        (moved, slopes), _ = adams_step(carry, adams)
 
         def corrected():
-            next_x0 = next_alpha * euler
-            next_eps = (1.0 / next_sigma) * euler - (next_alpha / next_sigma) * next_x0
-            return euler + half * (next_eps - eps)
+            slope = (1.0 / next_sigma) * moved - (next_alpha / next_sigma) * (next_alpha * moved)
+            return moved + 0.5 * gain * (slope - slopes[0])
 
-        return lax.cond(next_sigma > 0, corrected, lambda: euler), None
+        return (lax.cond(starting, corrected, lambda: moved), slopes), None
 
-    return lambda key, x: lax.scan(step, x, rows)[0]
+    return lambda key, x: lax.scan(step, (x, [jnp.zeros_like(x)] * 3), rows)[0][0]
+
+
+def adams_step(carry, row):
+    """A step along the slopes eps of this step and of the three before."""
+    x, before = carry
+    alpha, sigma, keep, *weights = row
+    slopes = [(1.0 / sigma) * x - (alpha / sigma) * (alpha * x), *before]
+    moved = keep * x + sum(weight * slope for weight, slope in zip(weights, slopes))
+    return (moved, slopes[:3]), None
 
 
 def bare_dpmpp_2m(grid: Grid) -> Loop:
@@ -170,10 +267,16 @@ def as_rows(*columns: np.ndarray) -> tuple[Array, ...]:
     return tuple(jnp.asarray(column, jnp.float32) for column in columns)
 
 
-BARE: dict[str, Bare] = {
-    "ddim": Bare(ddim(), bare_ddim),
-    "heun": Bare(heun(), bare_heun),
-    "dpmpp_2m": Bare(dpm_multistep(2), bare_dpmpp_2m),
-    "unipc": Bare(unipc(2), bare_unipc),
-    "dpmpp_2m_sde": Bare(dpm_multistep(2, stochastic=True), bare_dpmpp_2m_sde),
-}
+def bares(schedule: Schedule, num_steps: int) -> dict[str, Bare]:
+    """Solvers for a schedule, which preserves variance, and a number of steps."""
+    return {
+        "ddim": Bare(ddim(), bare_ddim),
+        "heun": Bare(heun(), bare_heun),
+        "dpmpp_2m": Bare(dpm_multistep(2), bare_dpmpp_2m),
+        "unipc": Bare(unipc(2), bare_unipc),
+        "lms": Bare(lms(), bare_lms),
+        "plms": Bare(plms(), bare_plms),
+        "ddpm": Bare(ancestral(), bare_ddpm),
+        "edm": Bare(heun(Churn(schedule, num_steps, **CHURN)), bare_edm),
+        "dpmpp_2m_sde": Bare(dpm_multistep(2, stochastic=True), bare_dpmpp_2m_sde),
+    }

@@ -43,7 +43,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from bare_loops import BARE, denoise, grid_of
+from bare_loops import bares, denoise, grid_of
 from config import Config
 from configs import CONFIGS
 from diffjax.core.grids import trailing
@@ -244,13 +244,12 @@ def time_scan(name: str, options: argparse.Namespace, baseline: Any) -> Iterator
 def time_overhead(name: str, options: argparse.Namespace, baseline: Any) -> Iterator[Row]:
     """The sampling loop and its solver by themselves, against loops written by hand."""
     config, _, batch, key = problem(name, options)
-    levels = SCHEDULES[config.diffusion.schedule]()(
-        trailing(options.steps, config.diffusion.num_train_steps)
-    )
+    schedule = SCHEDULES[config.diffusion.schedule]()
+    levels = schedule(trailing(options.steps, config.diffusion.num_train_steps))
     shape = batch["x0"].shape
     x = jax.random.normal(key, shape)
     call = lambda run: run(key, x)
-    for solver, bare in BARE.items():
+    for solver, bare in bares(schedule, options.steps).items():
         ours = lambda key, x, bare=bare: sample(key, x, denoise, bare.solver, levels)
         programs = {title: compile_program(jax.jit(function), (key, x), call)
                     for title, function in (("ours", ours), ("bare", bare.make(grid_of(levels))))
