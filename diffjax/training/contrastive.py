@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from diffjax.core.keys import BatchKeys
 
@@ -70,4 +70,5 @@ def contrastive_loss(
 
 def _unit(features: Array) -> Array:
     features = features.astype(jnp.float32)
-    return features / (jnp.linalg.norm(features, axis=-1, keepdims=True) + 1e-6)
+    # inside the root: the gradient of a length is NaN at zero
+    return features * lax.rsqrt(jnp.sum(features**2, axis=-1, keepdims=True) + 1e-12)

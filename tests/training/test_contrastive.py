@@ -23,6 +23,12 @@ def test_equal_similarities_cost_the_logarithm_of_the_batch():
     assert metrics["found"].sum() == 1
 
 
+def test_an_image_in_which_nothing_is_seen_has_a_gradient():
+    batch = {"x0": jnp.eye(4).at[0].set(0.0), "tokens": jnp.eye(4)}
+    total = lambda image: loss({**params(0.0), "image": image}, batch, None)[0].sum()
+    assert np.all(np.isfinite(jax.grad(total)(jnp.eye(4))))
+
+
 def test_a_perfect_match_costs_nothing_and_equal_texts_only_their_ambiguity():
     own = jnp.eye(4)
     losses, metrics = loss(params(np.log(100)), {"x0": own, "tokens": own}, None)
