@@ -61,10 +61,9 @@ def _system(parts: Components, codec: Codec, factor: int) -> System:
             raise ValueError("this model has no unconditional estimate to guide away from")
         if classes is None:
             return [{}]
-        found = np.array(labels, np.int32)
-        if labels is None or found.min() < 0 or found.max() >= classes:
+        if labels is None or min(labels) < 0 or max(labels) >= classes:
             raise ValueError(f"labels is {labels}; needed are integers in 0 .. {classes - 1}")
-        return [{"labels": found}]
+        return [{"labels": np.array(labels, np.int32)}]
 
     def apply(params: Params, x: Array, t: Array, **told: Any) -> Array:
         return unet.network.apply(params["unet"], x, t, **told)
