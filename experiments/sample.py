@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 import diffjax as dj
@@ -30,7 +31,7 @@ from guidances import Guides
 from latent_space import decoded, load_latent_space
 from model import SampleOptions, count_visits, make_schedule, to_uint8
 from pictures import save_grid
-from runs import image_shape, load_run
+from runs import Run, image_shape, load_run
 from samplers import make_sampler
 from steering import Steering, load_guides, parse_labels, steering_options
 from text import load_text, text_condition
@@ -171,31 +172,22 @@ def write_samples(path: Path, images: np.ndarray, labels: np.ndarray | None, row
         save_grid(path, images, columns=int(np.ceil(np.sqrt(len(images)))))
 
 
-def main() -> None:
-    args = parse_args(Args, description=__doc__)
-    for name in ("num_samples", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least 1.")
-
-    initialize_distributed()
-    mesh = make_mesh()
-    devices = mesh.shape["data"]
-    run = load_run(args.workdir, mesh, step=args.checkpoint, ema=args.ema, latents=True)
-    output = prepare_output(args.output or args.workdir / "samples.png", ".npz", ".png")
-    options = sample_options(args, run.config)
+def sample_images(
+    args: Args, run: Run, options: SampleOptions, labels: np.ndarray | None, mesh: Mesh
+) -> np.ndarray:
+    """The uint8 images that the command line asks for, with a progress bar."""
     texts, away = read_prompts(args, run.config)
     classifier, guides = load_guides(args, run, options, mesh)
-    labels = parse_labels(args.labels, run.config.network.num_classes)
     # every batch is filled up to a multiple of the devices
+    devices = mesh.shape["data"]
     batch_size = -(-min(args.batch_size, args.num_samples) // devices) * devices
-
     steps = count_visits(options, make_schedule(run.config.diffusion))
     batches = -(-args.num_samples // batch_size)
-    speaks = jax.process_index() == 0
     # the delay keeps an empty bar from standing in front of an error message
     with tqdm(
-        total=steps * batches, desc="sampling", unit="step", delay=1.0, disable=not speaks
-    ) as bar:
+        total=steps * batches, desc="sampling", unit="step", delay=1.0,
+        disable=jax.process_index() != 0,
+    ) as bar:  # fmt: skip
         generate = make_sampler(
             run.config, run.network, options, mesh,
             text=away, classifier=classifier, on_step=dj.progress(bar),
@@ -208,7 +200,23 @@ def main() -> None:
         )
         images = np.concatenate(list(parts))
         jax.effects_barrier()
-    if speaks:
+    return images
+
+
+def main() -> None:
+    args = parse_args(Args, description=__doc__)
+    for name in ("num_samples", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(args, name)}; at least 1.")
+
+    initialize_distributed()
+    mesh = make_mesh()
+    run = load_run(args.workdir, mesh, step=args.checkpoint, ema=args.ema, latents=True)
+    output = prepare_output(args.output or args.workdir / "samples.png", ".npz", ".png")
+    options = sample_options(args, run.config)
+    labels = parse_labels(args.labels, run.config.network.num_classes)
+    images = sample_images(args, run, options, labels, mesh)
+    if jax.process_index() == 0:
         chosen = None if labels is None else labels[np.arange(args.num_samples) % len(labels)]
         write_samples(output, images, chosen, 1 if labels is None else len(labels))
         print(f"Wrote {len(images)} images from step {run.step} to {output}")

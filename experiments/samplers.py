@@ -45,16 +45,10 @@ def make_sampler(
       keep_trajectory: return a `Trajectory` instead of the images.
     """
 
-    def plan(schedule):
-        solver = make_solver(options, schedule, config.diffusion.learn_variance)
-        return solver, make_levels(options, schedule)
-
-    schedule = make_schedule(config.diffusion)
-    fixed = plan(schedule)
-    dj.parameterizations.check_level(make_parameterization(config.diffusion), fixed[1])
-    learned = isinstance(schedule, LearnedLogsnr)
+    plan = make_plan(config, options)
     walk = dj.trajectory if keep_trajectory else dj.sample
     denoiser = sampling_denoiser(config, network, options, text, classifier)
+    whole, split = replicated(mesh), batch_sharding(mesh)
 
     def generate(params, key, positions, labels, texts=None, guides=NO_GUIDES):
         positions, labels, texts = jax.lax.with_sharding_constraint(
@@ -63,11 +57,33 @@ def make_sampler(
         noise_keys, keys = (
             dj.sample_keys(jax.random.fold_in(key, purpose), positions) for purpose in (0, 1)
         )
-        solver, levels = plan(make_schedule(config.diffusion, params)) if learned else fixed
+        solver, levels = plan(params)
         x = dj.initial_noise(noise_keys, (positions.shape[0], *image_shape(config)), levels)
         denoise = denoiser(params, labels, texts, guides)
         return walk(keys, x, denoise, solver, levels, on_step=on_step)
 
-    whole, split = replicated(mesh), batch_sharding(mesh)
     # whole on every process: each can pass what it has in memory, and write what it likes
     return jax.jit(generate, in_shardings=whole, out_shardings=whole)
+
+
+def make_plan(
+    config: Config, options: SampleOptions
+) -> Callable[[Any], tuple[dj.Solver, dj.NoiseLevel]]:
+    """The function of a run's params that tells the solver and the levels to visit.
+
+    They are known before any params are, but for a schedule that is learned.
+
+    Raises:
+      ValueError: the prediction does not tell x0 at the first level.
+    """
+
+    def plan(schedule):
+        solver = make_solver(options, schedule, config.diffusion.learn_variance)
+        return solver, make_levels(options, schedule)
+
+    schedule = make_schedule(config.diffusion)
+    fixed = plan(schedule)
+    dj.parameterizations.check_level(make_parameterization(config.diffusion), fixed[1])
+    if isinstance(schedule, LearnedLogsnr):
+        return lambda params: plan(make_schedule(config.diffusion, params))
+    return lambda params: fixed

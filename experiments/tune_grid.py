@@ -10,6 +10,7 @@ it was not tuned on.
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,30 +111,38 @@ def make_pairs(args: Args, run: Run, options: SampleOptions):
     return tuple(jax.tree.map(lambda leaf, k=k: leaf[k::2], pairs) for k in (0, 1))
 
 
-def main() -> None:
-    args = parse_args(Args, description=__doc__)
+def distance_of(args: Args, run: Run, options: SampleOptions) -> Callable[..., jax.Array]:
+    """`(times, x, target, labels, params)` -> mean squared distance of the grid's run from x."""
+    schedule = make_schedule(run.config.diffusion, run.params)
+    denoiser = sampling_denoiser(run.config, run.network, options)
+    solver = make_solver(options, schedule, run.config.diffusion.learn_variance)
+    of_inputs = lambda labels, params: denoiser(params, labels)
+    segments = math.isqrt(args.num_steps)
+    return reference_loss(of_inputs, solver, clean_at_the_end(schedule), segments=segments)
+
+
+def check_numbers(args: Args) -> None:
+    """Refuse counts of which nothing can be made."""
     least = {"num_steps": 2, "iterations": 1, "num_images": 1, "reference_steps": args.num_steps}
     for name, bound in least.items():
         if getattr(args, name) < bound:
             raise ValueError(
                 f"--{name.replace('_', '-')} is {getattr(args, name)}; at least {bound}."
             )
+
+
+def main() -> None:
+    args = parse_args(Args, description=__doc__)
+    check_numbers(args)
     output = args.output or args.workdir / f"times_{args.solver}_{args.num_steps}.json"
     run = load_run(args.workdir, make_mesh(), step=args.checkpoint, ema=args.ema)
     scale = run.config.sampling.guidance_scale
     scale = scale if args.guidance_scale is None else args.guidance_scale
     options = SampleOptions(args.solver, guidance_scale=scale, clip=run.config.sampling.clip)
-    schedule = make_schedule(run.config.diffusion, run.params)
-    denoiser = sampling_denoiser(run.config, run.network, options)
-    solver = make_solver(options, schedule, run.config.diffusion.learn_variance)
-
-    # the order in which the pairs and the parameters come
-    of_inputs = lambda labels, params: denoiser(params, labels)
-    segments = math.isqrt(args.num_steps)
-    loss = reference_loss(of_inputs, solver, clean_at_the_end(schedule), segments=segments)
-    tuning, testing = make_pairs(args, run, options)
+    loss = distance_of(args, run, options)
     measure = jax.jit(loss)
-    grids = named_grids(schedule, args.num_steps)
+    tuning, testing = make_pairs(args, run, options)
+    grids = named_grids(make_schedule(run.config.diffusion, run.params), args.num_steps)
     before = {name: float(measure(grid, *tuning, run.params)) for name, grid in grids.items()}
     start = min(before, key=lambda name: before[name])
     with tqdm(total=args.iterations + 1, desc="tuning", unit="step") as bar:
