@@ -21,7 +21,7 @@ from diffjax.data.sources import Source, as_x0
 from diffjax.metrics import cubic, gaussian
 from diffjax.metrics.kernel import Kernel
 from diffjax.networks.inception import SIZE
-from diffjax.pretrained.inception import load_inception
+from diffjax.pretrained import load_inception
 from diffjax.training import make_mesh
 from diffjax.training.manifest import whole_file
 from embeddings import load_embedding

@@ -10,6 +10,7 @@ the configuration of a published one, such as `ddpm_cifar10()` or `dit_xl_2()`.
     latents          autoencoder_kl, autoencoder_tiny, vq_autoencoder
     texts            clip_text, t5_encoder
     steering         controlnet, t2i_adapter, classifier
+    evaluation       inception, by which FID is measured
 """
 
 from diffjax.networks.autoencoder_kl import AutoencoderKLConfig, autoencoder_kl
@@ -20,6 +21,7 @@ from diffjax.networks.controlnet import ControlNetConfig, controlnet
 from diffjax.networks.dit import DiTConfig, dit, dit_s_2, dit_xl_2
 from diffjax.networks.flux import FluxConfig, flux
 from diffjax.networks.functional import Functional, count_parameters, functional
+from diffjax.networks.inception import inception
 from diffjax.networks.mmdit import MMDiTConfig, mmdit
 from diffjax.networks.pixart import PixArtConfig, pixart
 from diffjax.networks.t2i_adapter import T2IAdapterConfig, t2i_adapter
@@ -75,6 +77,7 @@ __all__ = [
     "edm_cifar10",
     "flux",
     "functional",
+    "inception",
     "mmdit",
     "ncsnpp_cifar10",
     "pixart",

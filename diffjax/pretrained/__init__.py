@@ -2,6 +2,7 @@
 
 from diffjax.pretrained.components import Components, find_folder, load_components
 from diffjax.pretrained.folders import read_config, read_tensors
+from diffjax.pretrained.inception import load_inception
 from diffjax.pretrained.models import Model, load_model, save_model
 from diffjax.pretrained.prompts import emphasize, parse_emphasis
 from diffjax.pretrained.schedulers import Scheduler, read_scheduler
@@ -18,6 +19,7 @@ __all__ = [
     "emphasize",
     "find_folder",
     "load_components",
+    "load_inception",
     "load_model",
     "load_tokenizer",
     "parse_emphasis",
