@@ -333,7 +333,7 @@ def program(name: str, every: bool = False) -> Callable[..., Array]:
 
 
 @cache
-def moments_program(name: str) -> Callable[..., tuple[Array, Array]]:
+def moments_program(name: str, every: bool = False) -> Callable[..., tuple[Array, Array]]:
     """Mean and variance [C, D] at the ends of C grids, for Gaussian data without correlations.
 
     All is affine then: x at the end = mean + sum of c z over start and noises z, and the variance
@@ -346,7 +346,7 @@ def moments_program(name: str) -> Callable[..., tuple[Array, Array]]:
         def end(start, noise):
             x = (mean + scale * start)[None]
             keys = sample_keys(jax.random.key(0), jnp.arange(1))
-            result = run(name, False, distribution, x, setting, num_steps, noise[None], keys)[0]
+            result = run(name, every, distribution, x, setting, num_steps, noise[None], keys)[0]
             return jnp.sum(result), result
 
         length = setting.levels.t.shape[0] - 1

@@ -154,21 +154,25 @@ def normal_at(level: NoiseLevel) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(marginal.means[:, 0]), np.sqrt(np.asarray(marginal.variances[:, 0]))
 
 
-def moment_errors(name: str, num_steps: int) -> np.ndarray:
+def moment_errors(name: str, num_steps: int, turn: int) -> np.ndarray:
     """Distances [C] of mean and variance of Gaussian data to the exact ones, in units of both."""
-    setting = setting_of(name, cases_of(name), levels_of_runs(num_steps, MOMENT_LENGTH))
+    levels = levels_of_runs(num_steps, MOMENT_LENGTH, turn)
+    setting = setting_of(name, cases_of(name, every=True), levels, every=True)
     ends = (normal_at(at(setting.levels, i)) for i in (0, -1))
     (mean, scale), (last_mean, last_scale) = ends
-    mean, variance = moments_program(name)(GAUSS, mean, scale, setting, num_steps + RUN_UP)
+    program = moments_program(name, every=True)
+    mean, variance = program(GAUSS, mean, scale, setting, num_steps + RUN_UP)
     off = [(mean - last_mean) / last_scale, variance / last_scale**2 - 1.0]
     return np.linalg.norm(np.concatenate(off, axis=1), axis=1)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("turn", [0, 1])
 @pytest.mark.parametrize("name", MOVING)
-def test_moments_converge_with_the_claimed_order(x64, name):
-    errors = [moment_errors(name, count) for count in MOMENT_COUNTS]
-    assert_orders(SOLVERS[name].weak_order, *errors, [TURNS[0][i] for i in cases_of(name)])
+def test_moments_converge_with_the_order_claimed_of_every_grid_of_every_schedule(x64, name, turn):
+    errors = [moment_errors(name, count, turn) for count in MOMENT_COUNTS]
+    cases = [TURNS[turn][i] for i in cases_of(name, every=True)]
+    assert_orders(SOLVERS[name].weak_order, *errors, cases)
 
 
 def mixture_samples(name: str, levels: NoiseLevel, num_steps: int, **numbers) -> np.ndarray:
