@@ -19,6 +19,7 @@ from diffjax.networks.unclip import ImageAndTextConfig, image_and_text
 from diffjax.networks.unet_config import UNetConfig
 from diffjax.networks.unet_context import ContextConfig
 from diffjax.networks.unet_latent_presets import sd1_unet
+from diffjax.networks.unet_waveform import WaveformUNetConfig, unet_waveform
 from diffjax.pretrained import load_model, save_model
 from diffjax.pretrained.controlnet import controlnet_of_unet
 
@@ -187,6 +188,20 @@ def save_unclip(folder: Path, *, varies: bool = False) -> Path:
     index |= {"tokenizer": ["transformers", "CLIPTokenizer"]}
     name = "UnCLIPImageVariationPipeline" if varies else "UnCLIPPipeline"
     _write(folder / "model_index.json", {"_class_name": name, **index})
+    return folder
+
+
+def save_dance_diffusion(folder: Path) -> Path:
+    """Write a tiny model of sounds, 32 samples of two channels, into a new folder."""
+    config = WaveformUNetConfig(
+        sample_size=32, sample_rate=32, block_out_channels=(32, 32), attention=(False, True),
+        up_attention=(False, True),
+    )  # fmt: skip
+    save_model(folder / "unet", config, draw_params(unet_waveform(config), 0))
+    scheduler = {"_class_name": "IPNDMScheduler"}
+    _write(folder / "scheduler" / "scheduler_config.json", scheduler)
+    index = {"unet": ["diffusers", "UNet1DModel"], "scheduler": ["diffusers", "IPNDMScheduler"]}
+    _write(folder / "model_index.json", {"_class_name": "DanceDiffusionPipeline", **index})
     return folder
 
 
