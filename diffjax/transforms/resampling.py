@@ -58,7 +58,7 @@ def revisited(levels: NoiseLevel, *, jump_length: int = 10, num_resamples: int =
 
     >>> levels = NoiseLevel(*jax.numpy.arange(3.0)[None].repeat(3, 0))
     >>> revisited(levels, jump_length=1, num_resamples=2).t.tolist()
-    [0.0, 1.0, 0.0, 1.0, 2.0]
+    [0.0, 1.0, 2.0, 1.0, 2.0]
     """
     walk = resampling(len(levels.t) - 1, jump_length=jump_length, num_resamples=num_resamples)
     return jax.tree.map(lambda leaf: leaf[walk], levels)
