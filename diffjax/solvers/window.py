@@ -109,6 +109,7 @@ def windowed(
 
         starts = jax.tree.map(shifted, levels)
         ends = jax.tree.map(lambda leaf: leaf[1:], levels)
-        return jax.vmap(coefficients)(Window(*map(jnp.asarray, (counts, known)), starts, ends))
+        windows = Window(jnp.asarray(counts), jnp.asarray(known), starts, ends)
+        return jax.vmap(coefficients)(windows)
 
     return Solver(init, step, plan)
