@@ -92,8 +92,7 @@ def evaluate_digits(
     for end in ("", "_stderr"):
         result[f"frechet_ratio{end}"] = result[f"frechet_distance{end}"] / distance.floor
     result["frechet_floor"] = distance.floor
-    halves = [half for half, _ in _halvings(len(real.levels), num_halvings, seed)]
-    result |= neighbour_scores(generated, real.levels, halves, k)
+    result |= neighbour_scores(generated, real.levels, distance.parts, k)
     result |= share("memorised", memorised(generated, real.levels))
     result["duplicates"] = float(duplicates(generated))
     result["num_images"] = float(len(generated))
@@ -131,12 +130,14 @@ class DistanceToDigits(NamedTuple):
 
     Attributes:
       features: levels [N, 64] in 0..16 -> the components [N, 40].
-      halves: (mean, covariance) -> the distance to each of several halves of the real digits.
+      parts: indices of the digits of each of several halves of the real ones.
+      halves: (mean, covariance) -> the distance to each of those halves.
       of: levels [N, 64] in 0..16 -> the mean distance to those halves.
       floor: that of the other halves.
     """
 
     features: Callable[[np.ndarray], np.ndarray]
+    parts: list[np.ndarray]
     halves: list[Distance]
     of: Callable[[np.ndarray], float]
     floor: float
@@ -149,13 +150,12 @@ def distance_to_digits(
     real = real_digits() if real is None else real
     transform = whitened_components(real).transform
     features = transform(real.levels)
-    halvings = _halvings(len(features), num_halvings, seed)
-    halves = [distance_to(*moments(features[one])) for one, _ in halvings]
-    others = [moments(features[other]) for _, other in halvings]
-    floor = float(np.mean([distance(*other) for distance, other in zip(halves, others)]))
-    return DistanceToDigits(
-        transform, halves, lambda levels: mean_distance(transform(levels), halves), floor
-    )
+    parts, others = zip(*_halvings(len(features), num_halvings, seed))
+    halves = [distance_to(*moments(features[part])) for part in parts]
+    rests = [moments(features[other]) for other in others]
+    floor = float(np.mean([distance(*rest) for distance, rest in zip(halves, rests)]))
+    of = lambda levels: mean_distance(transform(levels), halves)
+    return DistanceToDigits(transform, list(parts), halves, of, floor)
 
 
 def round_to_levels(images: np.ndarray) -> np.ndarray:
