@@ -28,7 +28,7 @@ from diffjax import pipelines
 from diffjax.core.keys import sample_keys
 from diffjax.pipelines import Plan, System
 from diffjax.pretrained import Components, Scheduler, find_folder
-from diffjax.training import batch_sharding, make_mesh, replicated
+from diffjax.training import batch_sharding, filled_batch_size, make_mesh, replicated
 from edit import read_mask
 from generate import shared_args
 from picture_models import read_picture
@@ -362,8 +362,7 @@ def read_job(args: Common) -> Job:
         parts = load_parts(shared, folder)
     system = guided_system(shared, parts, pipelines.make_system)
     size = saved_models.image_size(shared, None, system)
-    devices = mesh.shape["data"]
-    count = -(-args.num_images // devices) * devices
+    count = filled_batch_size(args.num_images, mesh)
     place = partial(jax.device_put, device=batch_sharding(mesh))
     picture = read_picture(args.image, size)
     params = jax.device_put(parts.params, replicated(mesh))

@@ -39,6 +39,7 @@ from diffjax.training import (
     TrainState,
     batch_sharding,
     check_batch_size,
+    filled_batch_size,
     fsdp,
     init_train_state,
     initialize_distributed,
@@ -159,11 +160,6 @@ def make_draw(
     return draw
 
 
-def rounded_up(count: int, mesh: Mesh) -> int:
-    """The next multiple of the devices over which a batch is split."""
-    return -(-count // mesh.shape["data"]) * mesh.shape["data"]
-
-
 def prepare(
     system: pipelines.System, prompts: list[str], size: tuple[int, int], guidance_scale: float
 ) -> list[pipelines.Inputs]:
@@ -183,7 +179,7 @@ def make_previewer(
 ):
     """`preview(state, suffix)` writes a grid of pictures of fixed prompts and noise."""
     options = config.preview
-    count = rounded_up(options.num_images, mesh)
+    count = filled_batch_size(options.num_images, mesh)
     examples = [source[i % len(source)] for i in range(count)]
     prompts = [options.prompt or example["caption"] for example in examples]
     conditions = prepare(tuning.system, prompts, size, options.guidance_scale)
@@ -214,7 +210,7 @@ def make_prior(
             f"{folder} holds {there} of {wanted} pictures of the class; run this command in one "
             "process first, which makes them."
         )
-    count = rounded_up(config.batch_size, mesh)
+    count = filled_batch_size(config.batch_size, mesh)
     scale = config.preview.guidance_scale
     conditions = prepare(tuning.system, [str(config.prior.prompt)] * count, size, scale)
     draw = make_draw(config, scheduler, tuning, size, mesh, scale)

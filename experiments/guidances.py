@@ -38,6 +38,11 @@ class Guidance(NamedTuple):
     checkpoint: int | None = None
     most: float = float("inf")
 
+    @property
+    def may_be_off(self) -> bool:
+        """Whether its scale counts from 1, where there is no guidance."""
+        return self.most > 1.0
+
 
 class Guides(NamedTuple):
     """Weights beside those of the run: of an earlier checkpoint of it, of a classifier."""

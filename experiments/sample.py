@@ -25,7 +25,7 @@ from config import Config
 from denoisers import NO_GUIDES
 from diffjax.core.conditioning import Condition
 from diffjax.solvers import SOLVERS
-from diffjax.training import initialize_distributed, make_mesh
+from diffjax.training import filled_batch_size, initialize_distributed, make_mesh
 from diffjax.training.manifest import whole_file
 from guidances import Guides
 from latent_space import decoded, load_latent_space
@@ -178,9 +178,7 @@ def sample_images(
     """The uint8 images that the command line asks for, with a progress bar."""
     texts, away = read_prompts(args, run.config)
     classifier, guides = load_guides(args, run, options, mesh)
-    # every batch is filled up to a multiple of the devices
-    devices = mesh.shape["data"]
-    batch_size = -(-min(args.batch_size, args.num_samples) // devices) * devices
+    batch_size = filled_batch_size(min(args.batch_size, args.num_samples), mesh)
     steps = count_visits(options, make_schedule(run.config.diffusion))
     batches = -(-args.num_samples // batch_size)
     # the delay keeps an empty bar from standing in front of an error message

@@ -30,7 +30,7 @@ from cli import parse_args, run_script
 from diffjax.core.keys import sample_keys
 from diffjax.pipelines.unclip import UNCLIP
 from diffjax.pretrained import Components, find_folder
-from diffjax.training import batch_sharding, make_mesh, replicated
+from diffjax.training import batch_sharding, filled_batch_size, make_mesh, replicated
 from export_sampler import export_sampler
 from picture_models import Watch
 from pretrained_guidance import guided_system, make_guidance
@@ -97,10 +97,9 @@ def make_pictures(args: Args, batches: range, make: Callable[[int], np.ndarray],
 
 
 def count_at_once(args: Args) -> int:
-    """Images of a batch, which is filled up to a multiple of the devices."""
-    devices = make_mesh().shape["data"]
+    """Images of a batch, which is filled up for all devices."""
     wanted = args.batch_size if args.export else min(args.batch_size, args.num_images)
-    return -(-wanted // devices) * devices
+    return filled_batch_size(wanted, make_mesh())
 
 
 def place_inputs(args: Args, params: Any, conditions: Any, count: int) -> Callable[[int], tuple]:

@@ -113,7 +113,7 @@ def merge_line(args: Args) -> Args:
     if line.chaos is not None:
         changes["chaos"] = line.chaos
     if line.stylize is not None:
-        if build("guidance", args.guidance, GUIDANCES).most == 1.0:
+        if not build("guidance", args.guidance, GUIDANCES).may_be_off:
             raise ValueError(f"--stylize does not go with --guidance {args.guidance}, never off")
         changes["guidance_scale"] = 1.0 + (args.guidance_scale - 1.0) * line.stylize / 100.0
     return dataclasses.replace(args, **changes)

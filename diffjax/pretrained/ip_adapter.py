@@ -171,11 +171,7 @@ def _resampler_name(name: str) -> str:
 
 def _with_projections(old: Model, stored: Mapping[str, Any], count: int) -> Model:
     config = replace(old.config, context=replace(old.config.context, image_tokens=count))
-    mine = {
-        name: each
-        for name, each in stored.items()
-        if name.startswith("ip_adapter.") and "_lora." not in name
-    }
+    mine = _of_attentions(stored, low_rank=False)
 
     def rename(routes: list[Route]) -> Callable[[str], str]:
         numbers = {n: ".".join(each) for n, each in _numbered(route[:-2] for route in routes)}
@@ -191,11 +187,7 @@ def _with_projections(old: Model, stored: Mapping[str, Any], count: int) -> Mode
 
 def _with_changes(path: str | Path, old: Model, stored: Mapping[str, Any]) -> Model:
     """The UNet with the changes of low rank that adapters of faces hold."""
-    mine = {
-        name: each
-        for name, each in stored.items()
-        if name.startswith("ip_adapter.") and "_lora." in name
-    }
+    mine = _of_attentions(stored, low_rank=True)
     if not mine:
         return old
     queries = {route[:-2]: name for route, name in module_names(old).items() if "to_q" in route}
@@ -207,6 +199,15 @@ def _with_changes(path: str | Path, old: Model, stored: Mapping[str, Any]) -> Mo
         changes[f"unet.{module}.{rest}"] = each
     lora = lora_of(changes, {"unet": old}, source=path)
     return old._replace(params=merge_lora({"unet": old.params}, lora)["unet"])
+
+
+def _of_attentions(stored: Mapping[str, Any], *, low_rank: bool) -> dict[str, Any]:
+    """The tensors of attentions: their changes of low rank, or all others."""
+    return {
+        name: each
+        for name, each in stored.items()
+        if name.startswith("ip_adapter.") and ("_lora." in name) == low_rank
+    }
 
 
 def _numbered(modules: Iterable[Route]) -> list[tuple[str, Route]]:

@@ -9,6 +9,7 @@ from diffjax.training.loop import TrainingLog, read_metrics
 from diffjax.training.sharding import (
     batch_sharding,
     check_batch_size,
+    filled_batch_size,
     fsdp,
     initialize_distributed,
     make_mesh,
@@ -32,6 +33,7 @@ __all__ = [
     "batch_sharding",
     "check_batch_size",
     "ema_names",
+    "filled_batch_size",
     "find_checkpoint",
     "fsdp",
     "init_ema",

@@ -91,6 +91,16 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         )
 
 
+def filled_batch_size(count: int, mesh: Mesh) -> int:
+    """The smallest batch of at least `count` samples that is split evenly over the axis `data`.
+
+    >>> filled_batch_size(3, make_mesh(devices=jax.devices()[:1]))
+    3
+    """
+    devices = mesh.shape["data"]
+    return -(-count // devices) * devices
+
+
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Place a batch on the mesh, split over the axis `data`.
 

@@ -13,6 +13,8 @@ import pytest
 import tiny_problem as tiny
 
 from diffjax.training.sharding import (
+    check_batch_size,
+    filled_batch_size,
     fsdp,
     initialize_distributed,
     make_mesh,
@@ -64,6 +66,15 @@ def test_two_processes_compute_and_resume_what_one_does(tmp_path):
         state, metrics = step(state, tiny.make_batch(), jax.random.key(7))
         expected.append(float(metrics["loss"]))
     np.testing.assert_allclose(losses, [expected, expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8])
+def test_a_filled_batch_is_the_smallest_that_is_split_evenly(devices):
+    mesh = jax.sharding.AbstractMesh((devices,), ("data",))
+    for count in range(1, 20):
+        size = filled_batch_size(count, mesh)
+        check_batch_size(size, mesh)
+        assert count <= size < count + devices
 
 
 def test_initialize_distributed_does_nothing_for_one_process(monkeypatch):
