@@ -86,9 +86,11 @@ def pixart(parts: Components) -> System:
 
 
 def stable_diffusion_3(parts: Components) -> System:
-    """Stable Diffusion 3: two CLIP encoders and, where the folder has it, T5, side by side.
+    """Stable Diffusion 3: two CLIP encoders side by side, and T5.
 
         context = [clip 1 | clip 2 | 0] above [T5],    pooled = [clip 1 | clip 2]
+
+    Where the folder has no T5, zeros are in its place: in training it is dropped so.
 
     `prepare(prompts, negative=None, *, height, width, emphasis=False, max_length=256)`, with the
     number of T5's tokens.
@@ -116,6 +118,9 @@ def stable_diffusion_3(parts: Components) -> System:
             tokenized(parts, name, texts, emphasis=emphasis, length=length)
             for name, length in there
         ]
+        if third is None:
+            absent = np.zeros((len(prompts), max_length), np.float32)
+            found.append([{"no_t5": absent}] * len(texts))
         return [joined_inputs(parallel) for parallel in zip(*found)]
 
     def condition(params: Params, inputs: Inputs) -> dict[str, Any]:
@@ -123,8 +128,11 @@ def stable_diffusion_3(parts: Components) -> System:
         context = jnp.concatenate(states, axis=-1)
         missing = config.context_dim - context.shape[-1]
         context = jnp.pad(context, ((0, 0), (0, 0), (0, missing)))
-        if third is not None:
-            context = jnp.concatenate([context, third(params, inputs)[0]], axis=1)
+        if third is None:
+            last = jnp.zeros((*inputs["no_t5"].shape, config.context_dim), context.dtype)
+        else:
+            last = third(params, inputs)[0]
+        context = jnp.concatenate([context, last], axis=1)
         return {"context": context, "pooled": jnp.concatenate(pooled, axis=-1)}
 
     system = _system(parts, config.sample_size, prepare=prepare, condition=condition)

@@ -9,12 +9,15 @@
 | kohya | lora_unet_mid_block_attn1_to_k.lora_down.weight, ...lora_up.weight, ...alpha |
 | kohya, SDXL | lora_unet_middle_block_1_attn1_to_k.lora_down.weight, ... |
 
-The last has the blocks of latent diffusion's first code, see `single_file`.
+The last has the blocks of latent diffusion's first code, see `single_file`. alpha is a tensor
+beside them, or stands in the notes of the file (diffusers) or in adapter_config.json beside it
+(PEFT); where it is nowhere, it is the rank.
 
 Merged on the host once, or inside a jitted function with a traced scale.
 Source: LoRA, arXiv:2106.09685, Eq. 3.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,9 +31,10 @@ from jax.typing import ArrayLike
 from diffjax.networks.functional import Params, flatten, unflatten
 from diffjax.networks.unet_config import UNetConfig
 from diffjax.pretrained.architecture import describes
+from diffjax.pretrained.folders import read_json
 from diffjax.pretrained.models import ARCHITECTURES, Model
 from diffjax.pretrained.single_file import unet_names
-from diffjax.pretrained.tensor_files import read_tensor_file
+from diffjax.pretrained.tensor_files import read_notes, read_tensor_file
 from diffjax.pretrained.weights import UnsupportedError, renamer, torch_name
 
 # beginnings of names -> the part of a system that they mean
@@ -44,8 +48,14 @@ _PARTS = {
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
-    "base_model.model.": "unet",
 }
+
+# in front of all names that PEFT writes, and its settings beside the file
+_PEFT = "base_model.model."
+_PEFT_SETTINGS = "adapter_config.json"
+
+# the note of a file in which diffusers keeps PEFT's settings, with the names of parts before them
+_SETTINGS_NOTE = "lora_adapter_metadata"
 
 # ends of names -> which of the tensors they mean
 _ENDS = re.compile(
@@ -85,11 +95,25 @@ def load_lora(path: str | Path, models: Mapping[str, Model]) -> Lora:
       UnsupportedError: a tensor is for no module of the networks, or of a kind without down and up.
       ValueError: the file is damaged or holds something else, or shapes do not fit.
     """
-    return lora_of(read_tensor_file(path), models, source=path)
+    tensors = read_tensor_file(path)
+    settings = _read_settings(Path(path), beside=any(name.startswith(_PEFT) for name in tensors))
+    return lora_of(tensors, models, source=path, settings=settings)
 
 
-def lora_of(tensors: Mapping[str, Any], models: Mapping[str, Model], *, source: Any) -> Lora:
-    """The same of tensors by their names; source: where they are from, for messages."""
+def lora_of(
+    tensors: Mapping[str, Any],
+    models: Mapping[str, Model],
+    *,
+    source: Any,
+    settings: Mapping[str, Any] | None = None,
+) -> Lora:
+    """The same of tensors by their names.
+
+    Args:
+      source: where they are from, for messages.
+      settings: those of PEFT, for changes without an alpha of their own; names of parts may stand
+        before them, as in "unet.lora_alpha".
+    """
     found: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         match = _ENDS.fullmatch(name.replace(".processor.", "."))
@@ -107,7 +131,8 @@ def lora_of(tensors: Mapping[str, Any], models: Mapping[str, Model], *, source: 
             continue
         part, route = place
         kernel = flatten(models[part].params)[route]
-        lora.setdefault(part, {})[route] = _low_rank(module, parts, kernel.shape)
+        alpha = _alpha(module, part, parts, settings or {})
+        lora.setdefault(part, {})[route] = _low_rank(module, parts, kernel.shape, alpha)
     if strange:
         raise UnsupportedError(
             f"{source}: {len(strange)} of {len(found)} modules are not in the networks "
@@ -158,17 +183,50 @@ def _modules(model: Model) -> dict[str, tuple[str, ...]]:
 
 def _place(module: str, known: Mapping[str, Mapping[str, tuple]]) -> tuple[str, tuple] | None:
     """The part and the path that a module's name in a file means."""
+    module = module.removeprefix(_PEFT)
     for beginning, part in _PARTS.items():
         rest = module.removeprefix(beginning)
         if rest != module and rest in known.get(part, ()):
             return part, known[part][rest]
-    for part in ("unet", "transformer"):
+    for part in ("unet", "transformer", "text_encoder"):
         if module in known.get(part, ()):
             return part, known[part][module]
     return None
 
 
-def _low_rank(module: str, parts: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> LowRank:
+def _read_settings(path: Path, *, beside: bool) -> dict[str, Any]:
+    """PEFT's settings, from the notes of a file or from beside it; empty where there are none."""
+    noted, file = read_notes(path).get(_SETTINGS_NOTE), path.parent / _PEFT_SETTINGS
+    if noted is None:
+        return read_json(file) if beside and file.is_file() else {}
+    try:
+        settings = json.loads(noted)
+    except ValueError as error:
+        raise ValueError(f"{path}: the note {_SETTINGS_NOTE} is no JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: the note {_SETTINGS_NOTE} is no table of settings")
+    return settings
+
+
+def _alpha(
+    module: str, part: str, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]
+) -> float:
+    """alpha of a change: its own, or what the settings say, or its rank."""
+    rank = len(tensors["down"])
+    if "alpha" in tensors:
+        return float(tensors["alpha"])
+    setting = lambda name: settings.get(f"{part}.{name}", settings.get(name))
+    alpha = setting("lora_alpha") or rank
+    for pattern, other in (setting("alpha_pattern") or {}).items():
+        if module == pattern or module.endswith(f".{pattern}"):
+            alpha = other
+    # these divide by the root of the rank (arXiv:2312.03732)
+    return alpha * rank**0.5 if setting("use_rslora") else alpha
+
+
+def _low_rank(
+    module: str, parts: Mapping[str, np.ndarray], shape: tuple[int, ...], alpha: float
+) -> LowRank:
     down, up = parts["down"], parts["up"]
     rank = down.shape[0]
     if up.shape[1] != rank or any(n != 1 for n in up.shape[2:]):
@@ -180,5 +238,4 @@ def _low_rank(module: str, parts: Mapping[str, np.ndarray], shape: tuple[int, ..
     last = up.reshape(up.shape[0], rank).T.astype(np.float32)
     if (*first.shape[:-1], last.shape[-1]) != tuple(shape):
         raise ValueError(f"{module}: {down.shape} and {up.shape} change no kernel {tuple(shape)}")
-    alpha = float(parts["alpha"]) if "alpha" in parts else rank
     return LowRank(jnp.asarray(first), jnp.asarray(last * (alpha / rank)))

@@ -39,6 +39,9 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
+# the entry of a header that is no array
+_NOTES = "__metadata__"
+
 # the format's own limit
 _LONGEST_HEADER = 100_000_000
 
@@ -86,25 +89,31 @@ def read_tensor_file(path: str | Path) -> dict[str, StoredTensor]:
       ValueError: in one line, what is wrong with the file.
     """
     path = Path(path)
-    size = path.stat().st_size
     with path.open("rb") as file:
-        beginning = file.read(8)
-        length = int.from_bytes(beginning, "little")
-        if len(beginning) < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER):
-            what = f"its header would have {length} bytes in a file of {size}"
-            raise _no_header(path, beginning + file.read(24), what)
-        header = _parse(path, file.read(length))
+        header, begin, size = _read_header(path, file)
         _read_ahead(file)
-    begin = 8 + length
+    header.pop(_NOTES, None)
     tensors, spans = {}, []
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
         dtype, shape, (start, stop) = _check_entry(path, name, entry)
         spans.append((start, stop, name))
         tensors[name] = StoredTensor(path, dtype, shape, begin + start)
     _check_spans(path, sorted(spans), size - begin)
     return tensors
+
+
+def read_notes(path: str | Path) -> dict[str, str]:
+    """The texts by name that the writer of a safetensors file left beside its arrays.
+
+    Raises:
+      ValueError: in one line, what is wrong with the file.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        notes = _read_header(path, file)[0].get(_NOTES, {})
+    if not isinstance(notes, dict) or not all(isinstance(each, str) for each in notes.values()):
+        raise _damaged(path, f"its {_NOTES} is no table of texts")
+    return notes
 
 
 def write_tensor_file(
@@ -121,7 +130,7 @@ def write_tensor_file(
     """
     # wide types first, so that every array starts at a multiple of its element
     names = sorted(shapes, key=lambda name: (-np.dtype(shapes[name].dtype).itemsize, name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {_NOTES: {"format": "pt"}}
     stop = 0
     for name in names:
         dtype, shape = np.dtype(shapes[name].dtype), tuple(shapes[name].shape)
@@ -141,6 +150,17 @@ def write_tensor_file(
             array = np.ascontiguousarray(read(name), np.dtype(shapes[name].dtype))
             file.write(array.reshape(-1).view(np.uint8).data)
     os.replace(unfinished, path)
+
+
+def _read_header(path: Path, file: BinaryIO) -> tuple[dict[str, Any], int, int]:
+    """The header of a file, where the arrays begin, and the size of the file."""
+    size = path.stat().st_size
+    beginning = file.read(8)
+    length = int.from_bytes(beginning, "little")
+    if len(beginning) < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER):
+        what = f"its header would have {length} bytes in a file of {size}"
+        raise _no_header(path, beginning + file.read(24), what)
+    return _parse(path, file.read(length)), 8 + length, size
 
 
 def _read_ahead(file: BinaryIO) -> None:

@@ -1,3 +1,5 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,6 +118,51 @@ def test_alpha_counts_by_the_rank_and_the_scale_may_be_traced(model, tmp_path):
     params = {"text_encoder": model.params}
     merged = jax.jit(lambda params, scale: merge_lora(params, lora, scale))(params, jnp.array(2.0))
     np.testing.assert_allclose(kernel(merged) - kernel(params), (b @ a).T, atol=1e-5)
+
+
+def saved_settings(folder, tensors, settings, *, beside):
+    """A file of tensors with settings of PEFT, beside it or in its notes."""
+    path = folder / "adapter_model.safetensors"
+    if beside:
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        settings = None
+    notes = None if settings is None else {"lora_adapter_metadata": json.dumps(settings)}
+    save_file(tensors, path, metadata=notes)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("settings", "factor"),
+    [
+        ({}, 1.0),
+        ({"lora_alpha": 8}, 4.0),
+        ({"lora_alpha": 8, "use_rslora": True}, 8 / 2**0.5),
+        ({"lora_alpha": 8, "alpha_pattern": {"layers.0.mlp.fc1": 1, "mlp.fc2": 7}}, 0.5),
+    ],
+)
+def test_alpha_is_also_read_where_peft_and_diffusers_note_it(model, tmp_path, settings, factor):
+    a, b = down_and_up()
+    params = {"text_encoder": model.params}
+    for beside, beginning in ((True, "base_model.model."), (False, "text_encoder.")):
+        named = {f"text_encoder.{k}": v for k, v in settings.items()}
+        tensors = {
+            f"{beginning}{MODULE}.lora_{end}.weight": each for end, each in zip("AB", (a, b))
+        }
+        given = settings if beside else named
+        path = saved_settings(tmp_path, tensors, given, beside=beside)
+        merged = merge_lora(params, load_lora(path, {"text_encoder": model}))
+        change = kernel(merged) - kernel(params)
+        np.testing.assert_allclose(change, factor * (b @ a).T, atol=1e-5)
+
+
+@pytest.mark.parametrize("note", ["{", "[1]"])
+def test_notes_that_are_no_settings_are_refused(model, tmp_path, note):
+    a, b = down_and_up()
+    tensors = {f"text_encoder.{MODULE}.lora_{end}.weight": each for end, each in zip("AB", (a, b))}
+    path = tmp_path / "lora.safetensors"
+    save_file(tensors, path, metadata={"lora_adapter_metadata": note})
+    with pytest.raises(ValueError, match="the note lora_adapter_metadata is no"):
+        load_lora(path, {"text_encoder": model})
 
 
 @pytest.mark.parametrize(
