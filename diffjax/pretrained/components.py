@@ -116,17 +116,11 @@ def load_components(
     """
     folder = Path(folder)
     name, parts, settings = read_model_index(folder)
-    if only is None:
-        only = [part for part in parts if part not in NOT_NEEDED]
-    unknown = sorted(set(only) - parts.keys())
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], parts, 1, cutoff=0.0)
-        raise ValueError(f"{folder} has no part {unknown[0]!r}; the nearest name is {near}")
     models, tokenizers, schedulers = {}, {}, {}
     options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
     places: dict[str, Any] = {"mesh": mesh, "rules": rules}
     whole = None if single_file is None else SingleFile(single_file)
-    for part in only:
+    for part in _chosen(folder, parts, only):
         place, kind = folder / part, parts[part]
         if not place.is_dir():
             raise FileNotFoundError(f"{folder / MODEL_INDEX} names {part}, but {place} is missing")
@@ -175,6 +169,19 @@ def find_folder(name: str | Path, *, revision: str | None = None) -> Path:
             f"{name} is neither a folder here nor in the local cache, and the hub did not give "
             f"it: {type(error).__name__}"
         ) from error
+
+
+def _chosen(
+    folder: Path, parts: Mapping[str, str], only: Collection[str] | None
+) -> Collection[str]:
+    """The names of the parts to read: those that are asked for, or all that are needed."""
+    if only is None:
+        return [part for part in parts if part not in NOT_NEEDED]
+    unknown = sorted(set(only) - parts.keys())
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], parts, 1, cutoff=0.0)
+        raise ValueError(f"{folder} has no part {unknown[0]!r}; the nearest name is {near}")
+    return only
 
 
 def _require_inside(folder: Path, part: str) -> None:

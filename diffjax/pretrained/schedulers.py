@@ -27,7 +27,7 @@ from diffjax.core.parameterizations import Denoiser, Parameterization
 from diffjax.core.sampling import Solver
 from diffjax.core.schedules import Schedule
 from diffjax.pretrained.folders import read_json
-from diffjax.pretrained.scheduler_rows import SCHEDULERS
+from diffjax.pretrained.scheduler_rows import SCHEDULERS, Row
 from diffjax.pretrained.weights import UnsupportedError
 
 Config = Mapping[str, Any]
@@ -87,18 +87,8 @@ def read_scheduler(source: str | Path | Config, *, class_name: str | None = None
     """
     saved = _load(source)
     name = class_name or saved.get("_class_name")
-    if name not in SCHEDULERS:
-        nearest = difflib.get_close_matches(str(name), SCHEDULERS, n=1, cutoff=0.0)
-        raise UnsupportedError(
-            f"There is no solver for the scheduler class {name!r}; the nearest name is "
-            f"{nearest[0]!r}, and all are: {', '.join(sorted(SCHEDULERS))}."
-        )
-    row = SCHEDULERS[name]
-    ignored = set()
-    if name != saved.get("_class_name"):
-        ignored = set(saved.get("_use_default_values", ()))
-    given = {key: value for key, value in saved.items() if key in row.defaults}
-    config = {**row.defaults, **{k: v for k, v in given.items() if k not in ignored}}
+    row = _row_of(name)
+    config = _settings(row, saved, as_saved=name == saved.get("_class_name"))
     schedule = row.schedule(config)
     limit = row.limit(config)
 
@@ -124,6 +114,28 @@ def read_scheduler(source: str | Path | Config, *, class_name: str | None = None
         limit=limit,
         initial_scale=lambda levels: row.initial_scale(config, levels),
     )
+
+
+def _row_of(name: Any) -> Row:
+    """How a class is read."""
+    if not isinstance(name, str):
+        raise UnsupportedError(
+            "The scheduler config names no class (_class_name); give class_name."
+        )
+    if name not in SCHEDULERS:
+        nearest = difflib.get_close_matches(name, SCHEDULERS, n=1, cutoff=0.0)
+        raise UnsupportedError(
+            f"There is no solver for the scheduler class {name!r}; the nearest name is "
+            f"{nearest[0]!r}, and all are: {', '.join(sorted(SCHEDULERS))}."
+        )
+    return SCHEDULERS[name]
+
+
+def _settings(row: Row, saved: Config, *, as_saved: bool) -> dict[str, Any]:
+    """The settings of a class, its defaults included; as_saved: the class is the one that saved."""
+    ignored = () if as_saved else saved.get("_use_default_values", ())
+    given = {k: v for k, v in saved.items() if k in row.defaults and k not in ignored}
+    return {**row.defaults, **given}
 
 
 def _load(source: str | Path | Config) -> Config:
