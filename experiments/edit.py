@@ -35,11 +35,9 @@ from runs import image_shape
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inpaint(Common):
-    """Paint a hole so that it goes with the rest, by RePaint."""
+class Painting(Common):
+    """What painting by RePaint takes."""
 
-    mask: str = "center"
-    """left, right, top, bottom, center, or FILE.npy [H, W]: 1 where to paint"""
     jump_length: int = 5
     """steps that are walked again"""
     num_resamples: int = 10
@@ -47,29 +45,29 @@ class Inpaint(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outpaint(Common):
+class Inpaint(Painting):
+    """Paint a hole so that it goes with the rest, by RePaint."""
+
+    mask: str = "center"
+    """left, right, top, bottom, center, or FILE.npy [H, W]: 1 where to paint"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outpaint(Painting):
     """Continue an image beyond its borders, on a canvas of overlapping tiles."""
 
     height: int | None = None
     """of the canvas; by default that of the image"""
     width: int | None = None
     """of the canvas; by default twice that of the image"""
-    jump_length: int = 5
-    """steps that are walked again"""
-    num_resamples: int = 10
-    """how often they are walked"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fill(Common):
+class Fill(Painting):
     """Fill the missing numbers (NaN) of an array; without --input some are left out first."""
 
     missing: float = 0.5
     """share of the pixels that is left out where the input misses none"""
-    jump_length: int = 5
-    """steps that are walked again"""
-    num_resamples: int = 10
-    """how often they are walked"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +176,7 @@ def outpaint(args: Outpaint, job: Job) -> list[Array]:
     return painted(job, canvas, mask, args, make)[1:]
 
 
-def painted(job: Job, known: Array, mask: Array, args: Any, make: Callable) -> list[Array]:
+def painted(job: Job, known: Array, mask: Array, args: Painting, make: Callable) -> list[Array]:
     """The images, the same with holes, and RePaint's result."""
     levels = dj.revisited(
         job.levels, jump_length=args.jump_length, num_resamples=args.num_resamples

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 from tqdm import tqdm
 
+from diffjax.core.samples import unit_length
 from diffjax.data.sources import Source, as_x0
 from diffjax.metrics import cubic, gaussian
 from diffjax.metrics.kernel import Kernel
@@ -132,8 +133,7 @@ def _clip(path: Path) -> Features:
     embedding = load_embedding(path, flag="--features")
 
     def see(params: Any, images: Array) -> tuple[Array, None]:
-        embedded = embedding.embed(params, images)
-        return embedded / jnp.linalg.norm(embedded, axis=-1, keepdims=True), None
+        return unit_length(embedding.embed(params, images)), None
 
     return Features(path.name, embedding.params, see, gaussian(10.0))
 

@@ -41,6 +41,7 @@ from patch_prior import (
 )
 from pictures import save_grid
 from posterior_methods import METHODS, Settings, choose_method, draw_posterior, exact_table
+from walks import Walk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,10 +190,8 @@ def restore(args: Digits | Patches, prior: Prior) -> tuple[Array, UncertaintyMap
     method = choose_method(args.method, measurement.operator, linear=measurement.linear)
     noise_key, key = jax.random.split(jax.random.key(args.seed))
     y = dj.measure(noise_key, measurement.operator, prior.pictures, sigma_y=args.sigma_y)
-    settings = Settings(
-        args.sigma_y, prior.std, args.step_size, args.num_particles,
-        args.num_resamples, args.jump_length,
-    )  # fmt: skip
+    walk = Walk(args.jump_length, args.num_resamples)
+    settings = Settings(args.sigma_y, prior.std, args.step_size, args.num_particles, walk)
 
     @jax.jit
     def run(params, key, y):

@@ -29,6 +29,7 @@ from diffjax.core.likelihood import cleanest_level, noisiest_level
 from diffjax.core.schedules import Schedule, num_train_steps
 from diffjax.solvers import SOLVERS
 from guidances import Guidance, check_interval, read_guidance
+from walks import Walk
 
 
 def make_schedule(config: DiffusionConfig, params: Any = None) -> Schedule:
@@ -71,8 +72,7 @@ class SampleOptions:
       clip: clip the estimates of x0 to [-1, 1].
       spacing: of the levels, a name of `diffjax.grids.SPACINGS` or of `choices.RATIOS`.
       times: the time grid itself, noise first, in the place of num_steps and spacing.
-      num_resamples, jump_length: how often each stretch of so many steps is walked, up again by
-        fresh noise and down; 1 is once. See `diffjax.resampling`.
+      num_resamples, jump_length: of the walk over the grid, see `walks.Walk`.
     """
 
     solver: str = "ddim"
@@ -93,12 +93,11 @@ class SampleOptions:
     jump_length: int = 1
 
     def __post_init__(self):
-        if self.num_resamples < 1:
-            raise ValueError(f"num_resamples is {self.num_resamples}; every step is walked once.")
         for name in ("guidance_scale", "classifier_scale", "loss_strength", "loss_step_size"):
             if not np.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be finite.")
         check_interval(self.guidance_interval)
+        Walk(self.jump_length, self.num_resamples)
 
     @property
     def ancestral(self) -> bool:
@@ -106,9 +105,9 @@ class SampleOptions:
         return read_choice("solver", self.solver)[0] == "ddpm"
 
     @property
-    def walk(self) -> dict[str, int]:
-        """What `diffjax.resampling` is told."""
-        return {"jump_length": self.jump_length, "num_resamples": self.num_resamples}
+    def walk(self) -> Walk:
+        """How the grid is walked."""
+        return Walk(self.jump_length, self.num_resamples)
 
     def read_guidance(self) -> Guidance | None:
         """The guidance that the options name; None where it is off."""
@@ -139,8 +138,8 @@ def make_solver(options: SampleOptions, schedule: Schedule, learned_variance: bo
         if "eta" not in accepted:
             raise ValueError(f"--eta is {options.eta}, but the solver {name} has none.")
         settings["eta"] = options.eta
-    solver = guided_solver(build("solver", options.solver, SOLVERS, **settings), options)
-    return dj.renoising(solver) if options.num_resamples > 1 else solver
+    solver = build("solver", options.solver, SOLVERS, **settings)
+    return options.walk.solver(guided_solver(solver, options))
 
 
 def guided_solver(solver: dj.Solver, options: SampleOptions) -> dj.Solver:
@@ -162,8 +161,7 @@ def count_steps(options: SampleOptions, schedule: Schedule) -> int:
 
 def count_visits(options: SampleOptions, schedule: Schedule) -> int:
     """The number of steps that are taken, with those that are walked again."""
-    steps = count_steps(options, schedule)
-    return steps if options.num_resamples == 1 else len(dj.resampling(steps, **options.walk)) - 1
+    return options.walk.count(count_steps(options, schedule))
 
 
 def make_times(options: SampleOptions, schedule: Schedule) -> np.ndarray:
@@ -178,8 +176,7 @@ def make_times(options: SampleOptions, schedule: Schedule) -> np.ndarray:
 
 def make_levels(options: SampleOptions, schedule: Schedule) -> dj.NoiseLevel:
     """The levels that sampling visits, one after the other: the grid, stretches of it again."""
-    levels = make_grid(options, schedule)
-    return levels if options.num_resamples == 1 else dj.revisited(levels, **options.walk)
+    return options.walk.levels(make_grid(options, schedule))
 
 
 def make_grid(options: SampleOptions, schedule: Schedule) -> dj.NoiseLevel:

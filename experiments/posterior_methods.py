@@ -17,6 +17,7 @@ from diffjax.core.parameterizations import Denoiser
 from diffjax.core.posterior import condition
 from diffjax.solvers import renoise
 from diffjax.transforms.spectral import Spectral
+from walks import Walk
 
 
 class Settings(NamedTuple):
@@ -27,16 +28,14 @@ class Settings(NamedTuple):
       sigma_data: standard deviation of the data, for pigdm and twisted.
       step_size: of dps.
       num_particles: of twisted.
-      num_resamples, jump_length: how often each stretch of so many steps is walked, up again by
-        fresh noise and down; see `diffjax.resampling`.
+      walk: over the grid.
     """
 
     sigma_y: Any
     sigma_data: float = 1.0
     step_size: float = 1.0
     num_particles: int = 16
-    num_resamples: int = 1
-    jump_length: int = 1
+    walk: Walk = Walk()
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,7 @@ def draw_posterior(
     Raises:
       ValueError: particles, which carry weights from step to step, are to walk up.
     """
-    again = {"jump_length": settings.jump_length, "num_resamples": settings.num_resamples}
-    if method is METHODS["twisted"] and settings.num_resamples > 1:
+    if method is METHODS["twisted"] and settings.walk.again:
         raise ValueError("--num-resamples does not go with twisted: its weights are of one way.")
     # particles are many for one sample, of which the first is kept
     count = settings.num_particles if method is METHODS["twisted"] else 1
@@ -158,9 +156,8 @@ def draw_posterior(
     start_key, key = jax.random.split(key)
     start = dj.initial_noise(start_key, (len(y), *shape), levels)
     informed, solver = method.build(denoiser(count), operator, y, settings)
-    walk = dj.revisited(levels, **again)
-    solver = dj.renoising(solver) if settings.num_resamples > 1 else solver
-    return dj.sample(key, start, informed, solver, walk)[::count]
+    walk = settings.walk
+    return dj.sample(key, start, informed, walk.solver(solver), walk.levels(levels))[::count]
 
 
 class Problem(NamedTuple):

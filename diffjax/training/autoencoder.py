@@ -34,7 +34,7 @@ from diffjax.core.keys import sample_keys
 from diffjax.core.latents import Posterior, posterior_kl, sample_posterior
 from diffjax.core.losses import Loss
 from diffjax.core.noising import as_batch_keys
-from diffjax.core.samples import mean_each
+from diffjax.core.samples import mean_each, unit_length
 
 Images = Array
 # images [B, H, W, C] -> layers of features, each [B, h, w, channels]
@@ -94,7 +94,9 @@ def perceptual_distance(features: Features, images: Images, others: Images) -> A
     [0.0]
     """
     layers = zip(features(images), features(others))
-    differences = [jnp.square(_unit(one) - _unit(other)).sum(-1) for one, other in layers]
+    differences = [
+        jnp.square(unit_length(one) - unit_length(other)).sum(-1) for one, other in layers
+    ]
     return sum((mean_each(each) for each in differences), start=jnp.zeros(len(images)))
 
 
@@ -229,9 +231,3 @@ def _with(params: Any, path: Sequence[str], leaf: Array) -> Any:
     if not path:
         return leaf
     return {**params, path[0]: _with(params[path[0]], path[1:], leaf)}
-
-
-def _unit(features: Array) -> Array:
-    # inside the root: the gradient of a length is NaN at zero
-    length = jnp.sqrt(jnp.square(features).sum(-1, keepdims=True) + 1e-10)
-    return features / length

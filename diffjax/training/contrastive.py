@@ -16,9 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from diffjax.core.keys import BatchKeys
+from diffjax.core.samples import unit_length
 
 # the logarithm of the scale begins so, and the scale never exceeds 100 (section 2.5 there)
 FIRST_LOG_SCALE = math.log(1 / 0.07)
@@ -52,8 +53,8 @@ def contrastive_loss(
 
     def loss(params: Any, batch: dict[str, Any], keys: BatchKeys) -> tuple[Array, dict[str, Array]]:
         tokens = batch["tokens"]
-        image = _unit(encode_image(params["image"], batch["x0"]))
-        text = _unit(encode_text(params["text"], tokens))
+        image = unit_length(encode_image(params["image"], batch["x0"]))
+        text = unit_length(encode_text(params["text"], tokens))
         scale = jnp.exp(jnp.minimum(params["log_scale"], LARGEST_LOG_SCALE))
         logits = scale * image @ text.T
         same = jnp.all(tokens[:, None] == tokens[None], axis=-1)
@@ -66,9 +67,3 @@ def contrastive_loss(
         return 0.5 * (crossed[0] + crossed[1]), {"found": found}
 
     return loss
-
-
-def _unit(features: Array) -> Array:
-    features = features.astype(jnp.float32)
-    # inside the root: the gradient of a length is NaN at zero
-    return features * lax.rsqrt(jnp.sum(features**2, axis=-1, keepdims=True) + 1e-12)

@@ -166,7 +166,7 @@ def decompose(operator: Callable[[Array], Array], shape: tuple[int, ...]) -> Spe
     """
     measured = jax.eval_shape(operator, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).shape[1:]
     matrix = matrix_of(operator, shape)
-    _check_linear(operator, matrix, shape)
+    _check_matrix(operator, matrix, shape)
     flat = separable([matrix])
     flatten = lambda x: x.reshape(x.shape[0], -1)
     return Spectral(
@@ -189,21 +189,39 @@ def matrix_of(operator: Callable[[Array], Array], shape: tuple[int, ...]) -> np.
         return np.asarray(columns, np.float64).reshape(len(columns), -1).T
 
 
-def _check_linear(
+def refuse_nonlinear(found: ArrayLike, expected: ArrayLike, *, tolerance: float) -> None:
+    """Refuse an operator whose values are not what linearity makes of other values of it.
+
+    Args:
+      found: the values.
+      expected: the same as linear combinations of others.
+      tolerance: largest difference, relative to what is expected.
+
+    Raises:
+      ValueError: says by how much they differ.
+    """
+    gap, size = (
+        np.linalg.norm(np.ravel(np.asarray(each, np.float64)))
+        for each in (np.subtract(found, expected), expected)
+    )
+    # one that measures nothing is linear too
+    if not gap <= tolerance * size:
+        raise ValueError(
+            "The operator is not linear: at a random point it differs by a share of "
+            f"{gap / max(size, 1e-30):.2g} from what its other values make there. For nonlinear "
+            "ones there is dps."
+        )
+
+
+def _check_matrix(
     operator: Callable[[Array], Array], matrix: np.ndarray, shape: tuple[int, ...]
 ) -> None:
     """Refuse an operator that is not what it does to the unit vectors."""
     x = np.random.default_rng(0).normal(size=(2, *shape))
     with jax.ensure_compile_time_eval():
-        found = np.asarray(operator(jnp.asarray(x, jnp.float32)), np.float64).reshape(2, -1)
-    expected = x.reshape(2, -1) @ matrix.T
-    gap, size = np.linalg.norm(found - expected), np.linalg.norm(expected)
+        found = operator(jnp.asarray(x, jnp.float32))
     # accelerators may multiply with few digits
-    if not gap <= 1e-2 * size + 1e-6:
-        raise ValueError(
-            f"The operator is not linear: at a random point it differs from its matrix by "
-            f"{gap:.2g}, where that makes {size:.2g}. For nonlinear ones there is dps."
-        )
+    refuse_nonlinear(found, (x.reshape(2, -1) @ matrix.T).reshape(found.shape), tolerance=1e-2)
 
 
 def _decompose_axis(matrix: ArrayLike | None):

@@ -16,6 +16,7 @@ from posterior_methods import (
     errors,
     known_problems,
 )
+from walks import Walk
 
 PROBLEMS = known_problems()
 # a squared error is a weighted sum of squared normals: at most sqrt(2) of its mean is one deviation
@@ -39,7 +40,7 @@ def test_what_is_exact_for_a_gaussian_errs_by_the_sampling_floor(name, exact):
 
 @pytest.mark.slow
 def test_what_is_exact_stays_so_when_stretches_are_walked_again():
-    rows = {"again": ("mmps", {"num_resamples": 2, "jump_length": 4})}
+    rows = {"again": ("mmps", {"walk": Walk(jump_length=4, num_resamples=2)})}
     table = compare(PROBLEMS["Gaussian"], rows, num_samples=1000, num_steps=60)
     assert np.all(np.asarray(table["again"]) < FOUR_DEVIATIONS * np.asarray(table["exact draws"]))
 
@@ -69,7 +70,7 @@ def test_a_method_that_needs_more_of_the_operator_is_refused():
 
 def test_particles_that_are_to_walk_up_are_refused():
     grey, levels = dj.operators.grey(), dj.linear()(dj.uniform(4))
-    settings = Settings(0.1, num_resamples=2)
+    settings = Settings(0.1, walk=Walk(num_resamples=2))
     with pytest.raises(ValueError, match="--num-resamples does not go with twisted"):
         draw_posterior(
             jax.random.key(0), METHODS["twisted"], lambda _: None, grey,

@@ -37,5 +37,7 @@ def test_the_way_up_is_fresh_noise_and_the_way_down_is_the_solver():
 def test_walks_that_are_none_are_refused():
     with pytest.raises(ValueError, match="num_resamples is 0"):
         SampleOptions(num_resamples=0)
+    with pytest.raises(ValueError, match="jump_length is 5, but nothing is walked again"):
+        SampleOptions(jump_length=5)
     with pytest.raises(ValueError, match="for a grid of 6 steps"):
         make_levels(SampleOptions(num_steps=6, num_resamples=2, jump_length=7), SCHEDULE)

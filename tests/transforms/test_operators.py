@@ -177,7 +177,7 @@ def test_an_adjoint_that_does_not_fit_and_a_function_that_is_not_linear_are_refu
     check_operator(with_adjoint(2.0), (1, 4))
     with pytest.raises(ValueError, match="adjoint does not fit the operator"):
         check_operator(with_adjoint(1.0), (1, 4))
-    with pytest.raises(ValueError, match=r"not linear: .* differ by a share of"):
+    with pytest.raises(ValueError, match="not linear: at a random point it differs by a share of"):
         check_operator(lambda x: x + 1.0, (1, 4))
     # one that measures nothing is linear
     check_operator(operators.mask(np.zeros(4)), (1, 4))
