@@ -9,7 +9,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from diffjax.networks.activations import ACTIVATIONS
 from diffjax.pretrained.weights import UnsupportedError
+
+# what a key may say that names an activation
+ACTS = tuple(ACTIVATIONS)
 
 # the two layers of diffusers' feed-forward networks, with a dropout between them -> ours
 FEED_FORWARD = {

@@ -6,21 +6,22 @@ from typing import Any
 from diffjax.networks.autoencoder_kl import AutoencoderKLConfig, autoencoder_kl
 from diffjax.networks.autoencoder_tiny import AutoencoderTinyConfig, autoencoder_tiny
 from diffjax.networks.vq import VQConfig, vq_autoencoder
-from diffjax.pretrained.architecture import Architecture, Key
+from diffjax.pretrained.architecture import ACTS, Architecture, Key
 from diffjax.pretrained.unet2d import present_name
 from diffjax.pretrained.weights import UnsupportedError
 
 
-def _levels(plain: str, attentive: str, field: str, *, finest_first: bool) -> Key:
-    """A list of block types as one flag for each level, whether it has attention."""
+def _levels(name: str, plain: str, field: str, *, finest_first: bool) -> Key:
+    """The key of this name: block types as one flag for each level, whether it has attention."""
+    attentive = f"Attn{plain}"
     order = slice(None) if finest_first else slice(None, None, -1)
 
     def read(kinds: Sequence[str]) -> tuple[bool, ...]:
         unknown = sorted(set(kinds) - {plain, attentive})
         if unknown:
             raise UnsupportedError(
-                f"config.json: there are blocks {', '.join(map(repr, unknown))}; supported: "
-                f"{plain!r}, {attentive!r}"
+                f"config.json: {name} has {', '.join(map(repr, unknown))}; supported: {plain!r}, "
+                f"{attentive!r}"
             )
         return tuple(kind == attentive for kind in kinds)[order]
 
@@ -35,14 +36,14 @@ _BACKBONE: dict[str, Any] = {
     "in_channels": Key(3, "in_channels"),
     "out_channels": Key(3, "out_channels"),
     "down_block_types": _levels(
-        "DownEncoderBlock2D", "AttnDownEncoderBlock2D", "attention", finest_first=True
+        "down_block_types", "DownEncoderBlock2D", "attention", finest_first=True
     ),
     "up_block_types": _levels(
-        "UpDecoderBlock2D", "AttnUpDecoderBlock2D", "up_attention", finest_first=False
+        "up_block_types", "UpDecoderBlock2D", "up_attention", finest_first=False
     ),
     "block_out_channels": Key((64,), "block_out_channels"),
     "layers_per_block": Key(1, "layers_per_block"),
-    "act_fn": Key("silu", "act"),
+    "act_fn": Key("silu", "act", only=ACTS),
     "norm_num_groups": Key(32, "num_groups"),
     "sample_size": Key(32, "sample_size"),
     "scaling_factor": Key(0.18215, "scaling_factor"),
@@ -75,6 +76,7 @@ _VQ_MODEL = Architecture(
         "latent_channels": Key(3, "latent_channels"),
         "num_vq_embeddings": Key(256, "codebook_size"),
         "vq_embed_dim": Key(None, "codebook_dim"),
+        "lookup_from_codebook": Key(False, only=(False,)),
         "norm_type": Key(
             "group",
             "spatial_norm",
@@ -96,7 +98,7 @@ _AUTOENCODER_TINY = Architecture(
         "out_channels": Key(3, "out_channels"),
         "encoder_block_out_channels": Key((64,) * 4, "encoder_channels"),
         "decoder_block_out_channels": Key((64,) * 4, "decoder_channels"),
-        "act_fn": Key("relu", "act"),
+        "act_fn": Key("relu", "act", only=ACTS),
         "upsample_fn": Key("nearest", only=("nearest",)),
         "latent_channels": Key(4, "latent_channels"),
         "upsampling_scaling_factor": Key(2, "upsampling"),

@@ -7,7 +7,7 @@ from diffjax.networks.flux import FluxConfig, flux
 from diffjax.networks.mmdit import MMDiTConfig, mmdit
 from diffjax.networks.pixart import PixArtConfig, pixart
 from diffjax.networks.prior import PriorConfig, prior
-from diffjax.pretrained.architecture import FEED_FORWARD, Architecture, Key
+from diffjax.pretrained.architecture import ACTS, FEED_FORWARD, Architecture, Key
 
 # activation_fn of diffusers' feed-forward networks; geglu-approximate has no gate
 _FEED_FORWARD_ACT = ("gelu", "gelu-approximate", "geglu", "swiglu")
@@ -182,7 +182,7 @@ _PRIOR = Architecture(
         "embedding_dim": Key(768, "embedding_dim"),
         "num_embeddings": Key(77, "num_embeddings"),
         "additional_embeddings": Key(4, "additional_embeddings"),
-        "time_embed_act_fn": Key("silu", "time_act"),
+        "time_embed_act_fn": Key("silu", "time_act", only=ACTS),
         "norm_in_type": _switch(None, "norm_in", "layer"),
         "embedding_proj_norm_type": _switch(None, "cond_norm", "layer"),
         "encoder_hid_proj_type": _switch("linear", "text", "linear"),

@@ -155,16 +155,32 @@ def edm_schedule(config):
     return edm_sigmas(config["sigma_min"], config["sigma_max"], rho)
 
 
+def _algorithm(config) -> tuple[str, str]:
+    """The algorithm of the DPM family and its rule for the second order.
+
+    A config that another class of the family saved may name that one's: it then means this one's.
+    """
+    name, rule = config["algorithm_type"], config["solver_type"]
+    deis = config.get("is_deis", False)
+    noisy = () if deis else ("sde-dpmsolver", "sde-dpmsolver++")
+    known = ("dpmsolver", "dpmsolver++", *noisy, "deis")
+    if name not in known:
+        raise UnsupportedError(f"algorithm_type is {name!r}; supported: {', '.join(known)}.")
+    if rule not in ("midpoint", "heun", "logrho", "bh1", "bh2"):
+        raise UnsupportedError(f"solver_type is {rule!r}; supported: midpoint, heun, logrho.")
+    if deis:
+        return "deis", "exact"
+    return "dpmsolver++" if name == "deis" else name, "exact" if rule == "heun" else "midpoint"
+
+
 def _dpm_options(config, levels):
     """Arguments of the solver that the DPM family's settings share, and the orders of the steps."""
-    algorithm, order = config["algorithm_type"], config["solver_order"]
-    num_steps = len(levels.t) - 1
-    if algorithm not in ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++", "deis"):
-        raise UnsupportedError(f"algorithm_type is {algorithm!r}; it is not supported.")
+    order, num_steps = config["solver_order"], len(levels.t) - 1
+    algorithm, rule = _algorithm(config)
     options = {
         "predict": "x0" if algorithm.endswith("++") else "eps",
         "stochastic": algorithm.startswith("sde"),
-        "rule": "exact" if config["solver_type"] in ("heun", "logrho") else "midpoint",
+        "rule": rule,
     }
     orders = np.full(num_steps, order)
     if config["lower_order_final"] and num_steps < 15:
@@ -280,6 +296,12 @@ def sine_schedule(u):
     # 1 - sin^4 = cos^2 (1 + sin^2)
     alpha = jnp.where(u == 1.0, 0.0, jnp.cos(0.5 * jnp.pi * u) * jnp.sqrt(1.0 + sigma))
     return NoiseLevel(jnp.arctan2(sigma, alpha) * 2.0 / jnp.pi, alpha, sigma)
+
+
+def read_sine_schedule(config):
+    if config["trained_betas"] is not None:
+        raise UnsupportedError("trained_betas is a list; supported: None, for IPNDM's own sigmas.")
+    return sine_schedule
 
 
 def read_lcm(config, limit, levels, **options):

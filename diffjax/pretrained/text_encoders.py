@@ -4,7 +4,7 @@ from diffjax.networks.clap import CLAPTextConfig, clap_text
 from diffjax.networks.clip import CLIPTextConfig, CLIPVisionConfig, clip_text, clip_vision
 from diffjax.networks.ldmbert import LDMBertConfig, ldmbert
 from diffjax.networks.t5 import T5Config, t5_encoder
-from diffjax.pretrained.architecture import Architecture, Key
+from diffjax.pretrained.architecture import ACTS, Architecture, Key
 from diffjax.pretrained.weights import UnsupportedError
 
 # a layer of CLIP -> a TransformerBlock
@@ -43,7 +43,7 @@ _CLIP_TEXT = Architecture(
         "num_hidden_layers": Key(12, "num_layers"),
         "num_attention_heads": Key(8, "num_heads"),
         "max_position_embeddings": Key(77, "max_positions"),
-        "hidden_act": Key("quick_gelu", "act"),
+        "hidden_act": Key("quick_gelu", "act", only=ACTS),
         "layer_norm_eps": Key(1e-5, "norm_eps"),
         "eos_token_id": Key(49407, "eos_token"),
         "model_type": Key("clip_text_model", only=("clip_text_model", "clip")),
@@ -71,7 +71,7 @@ _CLIP_VISION = Architecture(
         "num_channels": Key(3, "in_channels"),
         "image_size": Key(224, "image_size"),
         "patch_size": Key(32, "patch_size"),
-        "hidden_act": Key("quick_gelu", "act"),
+        "hidden_act": Key("quick_gelu", "act", only=ACTS),
         "layer_norm_eps": Key(1e-5, "norm_eps"),
         "model_type": Key("clip_vision_model", only=("clip_vision_model", "clip")),
     },
@@ -103,8 +103,8 @@ _CLAP_TEXT = Architecture(
         "num_attention_heads": Key(12, "num_heads"),
         "max_position_embeddings": Key(514, "max_positions"),
         "pad_token_id": Key(1, "pad_token"),
-        "hidden_act": Key("gelu", "act"),
-        "projection_hidden_act": Key("relu", "projection_act"),
+        "hidden_act": Key("gelu", "act", only=ACTS),
+        "projection_hidden_act": Key("relu", "projection_act", only=ACTS),
         "layer_norm_eps": Key(1e-12, "norm_eps"),
         "projection_dim": Key(512, "projection_dim"),
         "model_type": Key("clap_text_model", only=("clap_text_model",)),
@@ -144,7 +144,7 @@ _LDMBERT = Architecture(
         "encoder_attention_heads": Key(8, "num_heads"),
         "head_dim": Key(64, "head_dim"),
         "max_position_embeddings": Key(77, "max_positions"),
-        "activation_function": Key("gelu", "act"),
+        "activation_function": Key("gelu", "act", only=ACTS),
         "model_type": Key("ldmbert", only=("ldmbert",)),
     },
     names={
@@ -198,8 +198,11 @@ def _t5(*, gated: bool) -> Architecture:
     )
 
     def read(kind: str) -> str:
-        if kind.startswith("gated-") != gated:
-            raise UnsupportedError(f"config.json: feed_forward_proj is {kind!r}")
+        if kind.startswith("gated-") != gated or kind.removeprefix("gated-") not in ACTS:
+            raise UnsupportedError(
+                f"config.json: feed_forward_proj is {kind!r}; supported: {', '.join(ACTS)}, each "
+                "with gated- before it or without"
+            )
         return kind
 
     return Architecture(

@@ -9,11 +9,11 @@ from diffjax.pretrained.architecture import Architecture, Key
 from diffjax.pretrained.weights import UnsupportedError
 
 
-def _count(kinds: Sequence[str], known: str) -> int:
+def _count(name: str, kinds: Sequence[str], known: str) -> int:
     unknown = sorted(set(kinds) - {known})
     if unknown:
         raise UnsupportedError(
-            f"config.json: there are blocks {', '.join(map(repr, unknown))}; supported: {known!r}"
+            f"config.json: {name} has {', '.join(map(repr, unknown))}; supported: {known!r}"
         )
     return len(kinds)
 
@@ -38,7 +38,7 @@ UNET_1D = Architecture(
         "down_block_types": Key(
             ("DownBlock1DNoSkip", "DownBlock1D", "AttnDownBlock1D"),
             "num_levels",
-            read=lambda kinds: _count(kinds, "DownResnetBlock1D"),
+            read=lambda kinds: _count("down_block_types", kinds, "DownResnetBlock1D"),
             write=lambda count: ["DownResnetBlock1D"] * count,
             derived=True,
         ),
@@ -46,7 +46,7 @@ UNET_1D = Architecture(
         "up_block_types": Key(
             ("AttnUpBlock1D", "UpBlock1D", "UpBlock1DNoSkip"),
             "num_levels",
-            read=lambda kinds: _count(kinds, "UpResnetBlock1D") + 1,
+            read=lambda kinds: _count("up_block_types", kinds, "UpResnetBlock1D") + 1,
             write=lambda count: ["UpResnetBlock1D"] * (count - 1),
             derived=True,
         ),

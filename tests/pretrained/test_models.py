@@ -12,8 +12,10 @@ from diffjax.networks.controlnet import sd1_controlnet
 from diffjax.networks.unet_latent_presets import sd1_unet, sd2_unet, sdxl_unet
 from diffjax.pretrained import UnsupportedError, load_model, read_config, read_tensors, save_model
 from diffjax.pretrained.architecture import describes, read_settings, write_settings
+from diffjax.pretrained.autoencoders import AUTOENCODERS
 from diffjax.pretrained.controlnet import CONTROLNET
 from diffjax.pretrained.models import ARCHITECTURES
+from diffjax.pretrained.text_encoders import TEXT_ENCODERS
 from diffjax.pretrained.unet2d import UNET_2D
 from diffjax.pretrained.unet_condition import UNET_CONDITION
 from diffjax.pretrained.unet_video import UNET_3D, UNET_MOTION
@@ -64,6 +66,11 @@ def test_a_tensor_that_is_not_there_is_named(tmp_path):
         (UNET_3D, "act_fn", "gelu"),
         (UNET_MOTION, "transformer_layers_per_mid_block", 3),
         (UNET_MOTION, "encoder_hid_dim_type", "ip_image_proj"),
+        (AUTOENCODERS[0], "act_fn", "elu"),
+        (AUTOENCODERS[0], "up_block_types", ["UpBlock2D"]),
+        (AUTOENCODERS[1], "lookup_from_codebook", True),
+        (TEXT_ENCODERS[0], "hidden_act", "gelu_fast"),
+        (TEXT_ENCODERS[4], "feed_forward_proj", "gated-elu"),
     ],
 )
 def test_what_a_network_cannot_follow_is_named(architecture, key, value):

@@ -32,6 +32,16 @@ def test_unknown_class_is_refused_with_the_nearest_name():
         read_scheduler({"_class_name": "DDIMSchedulr"})
 
 
+def test_a_config_without_a_class_is_refused():
+    with pytest.raises(UnsupportedError, match="names no class"):
+        read_scheduler({"beta_start": 0.001})
+
+
+def test_what_a_schedule_cannot_follow_is_named():
+    with pytest.raises(UnsupportedError, match="trained_betas"):
+        read_scheduler({"_class_name": "IPNDMScheduler", "trained_betas": [0.1, 0.2]})
+
+
 def test_config_is_read_from_a_folder_and_unknown_keys_are_ignored(tmp_path):
     config = {"_class_name": "DDIMScheduler", "beta_start": 0.001, "colour": "blue"}
     (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
@@ -51,6 +61,26 @@ def test_defaults_of_the_saving_class_do_not_follow_into_another_class():
     read = read_scheduler(saved, class_name="DDIMScheduler").config
     assert read["timestep_spacing"] == SCHEDULERS["DDIMScheduler"].defaults["timestep_spacing"]
     assert read["clip_sample"] is False
+
+
+@pytest.mark.parametrize(
+    ("saved", "name"),
+    [
+        ({"algorithm_type": "dpmsolver++", "solver_type": "midpoint"}, "DEISMultistepScheduler"),
+        ({"algorithm_type": "deis", "solver_type": "logrho"}, "DPMSolverMultistepScheduler"),
+    ],
+)
+def test_a_class_keeps_its_own_algorithm_whatever_a_config_of_its_family_names(saved, name):
+    scheduler = read_scheduler({"_class_name": name})
+    levels, x = scheduler.levels(2), jnp.ones((1, 1))
+    denoise = lambda x, level: 0.5 * level.alpha * x
+
+    def run(solver):
+        with jax.disable_jit():
+            return sample(jax.random.key(0), x, denoise, solver, levels)
+
+    other = read_scheduler({"_class_name": "Other", **saved}, class_name=name)
+    np.testing.assert_array_equal(run(other.solver(levels)), run(scheduler.solver(levels)))
 
 
 @pytest.mark.slow
