@@ -146,13 +146,7 @@ def sample(
     (2, 3)
     """
     keys, x, levels, length = _check_start(key, x, solver, levels)
-    if isinstance(num_steps, int | np.integer) and not 0 < num_steps <= length:
-        raise ValueError(f"num_steps is {num_steps}; the grid has {length} steps.")
-    if not 0 < segments <= length or (segments > 1 and num_steps is not None):
-        raise ValueError(
-            f"segments is {segments} and num_steps {num_steps}; needed are 1 to {length} segments, "
-            "and without num_steps more than one."
-        )
+    _check_counts(num_steps, segments, length)
 
     @partial(jax.checkpoint, prevent_cse=False)
     def advance(row, x, state):
@@ -164,8 +158,7 @@ def sample(
             on_step(row.i, x)
         return (x, state), None
 
-    rows = _rows(solver, levels)
-    start = x, solver.init(x)
+    rows, start = _rows(solver, levels), (x, solver.init(x))
     if segments == 1 and num_steps is None:
         return lax.scan(body, start, rows)[0][0]
 
@@ -174,6 +167,11 @@ def sample(
 
     if segments == 1:
         return lax.fori_loop(0, num_steps, body_at, start)[0]
+    return _loop_in_segments(length, segments, body_at, start)[0]
+
+
+def _loop_in_segments(length: int, segments: int, body: Callable[[Any, Any], Any], start: Any):
+    """`fori_loop(0, length, body, start)`; a gradient computes the inside of segments again."""
     per_segment = -(-length // segments)
 
     @partial(jax.checkpoint, prevent_cse=False)
@@ -181,11 +179,11 @@ def sample(
         def within(j, carry):
             i = number * per_segment + j
             # the last segment may be longer than what is left
-            return lax.cond(i < length, partial(body_at, i), lambda carry: carry, carry)
+            return lax.cond(i < length, partial(body, i), lambda carry: carry, carry)
 
         return lax.fori_loop(0, per_segment, within, carry)
 
-    return lax.fori_loop(0, segments, segment, start)[0]
+    return lax.fori_loop(0, segments, segment, start)
 
 
 class Trajectory(NamedTuple):
@@ -345,6 +343,16 @@ def _check_start(key, x, solver, levels) -> tuple[Array, Array, NoiseLevel, int]
     # a loop must return the dtype that it was given: levels are float64 under x64
     dtype = jnp.promote_types(jnp.promote_types(x.dtype, jnp.float32), levels.sigma.dtype)
     return per_sample(key, x.shape[0]), x.astype(dtype), levels, length
+
+
+def _check_counts(num_steps: Array | int | None, segments: int, length: int) -> None:
+    if isinstance(num_steps, int | np.integer) and not 0 < num_steps <= length:
+        raise ValueError(f"num_steps is {num_steps}; the grid has {length} steps.")
+    if not 0 < segments <= length or (segments > 1 and num_steps is not None):
+        raise ValueError(
+            f"segments is {segments} and num_steps {num_steps}; needed are 1 to {length} segments, "
+            "and without num_steps more than one."
+        )
 
 
 def _check_levels(levels: NoiseLevel) -> int:

@@ -133,23 +133,17 @@ def dpm_adaptive(
         left = end - state.lambda_
         h = jnp.minimum(state.h, left)
         low, high = EMBEDDED[order](state.y, state.lambda_, h, estimate)
-        largest = jnp.maximum(jnp.abs(low), jnp.abs(state.previous))
-        off = ((low - high) / jnp.maximum(atol, rtol * largest)).reshape(len(h), -1)
-        error = jnp.sqrt(jnp.mean(lax.stop_gradient(off) ** 2, axis=1))
-        newest = 1.0 / (error + 1e-8)
+        newest = 1.0 / (_relative_error(low, high, state.previous, rtol, atol) + 1e-8)
         factor = 1.0 + jnp.arctan(_proposal(newest, state.errors, pid, order) - 1.0)
         active = left > 0
-        accepted = active & (factor >= accept_safety)
-        errors = jnp.stack([newest, state.errors[:, 0]], axis=1)
+        state = state._replace(h=jnp.where(active, state.h * factor, state.h))
         # where the end is reached, it is reached to the last digit
         reached = jnp.where(h == left, end, state.lambda_ + h)
-        return Control(
-            jnp.where(accepted, reached, state.lambda_),
-            jnp.where(expand(accepted, high), high, state.y),
-            jnp.where(expand(accepted, low), low, state.previous),
-            jnp.where(active, state.h * factor, state.h),
-            jnp.where(accepted[:, None], errors, state.errors),
-        )
+        errors = jnp.stack([newest, state.errors[:, 0]], axis=1)
+        stepped = Control(reached, high, low, state.h, errors)
+        accepted = active & (factor >= accept_safety)
+        choose = lambda new, old: jnp.where(expand(accepted, new), new, old)
+        return jax.tree.map(choose, stepped, state)
 
     def integrate(y, rho, next_rho, estimate):
         ones, end = jnp.ones(len(y), y.dtype), -jnp.log(next_rho)
@@ -164,6 +158,13 @@ def dpm_adaptive(
         return jnp.where(expand(state.lambda_ == end, y), state.y, jnp.nan)
 
     return _integrated(schedule, integrate)
+
+
+def _relative_error(low: Array, high: Array, previous: Array, rtol, atol) -> Array:
+    """The difference of two results in units of what is tolerated: [B], without derivatives."""
+    largest = jnp.maximum(jnp.abs(low), jnp.abs(previous))
+    off = ((low - high) / jnp.maximum(atol, rtol * largest)).reshape(len(low), -1)
+    return jnp.sqrt(jnp.mean(lax.stop_gradient(off) ** 2, axis=1))
 
 
 def _proposal(newest: Array, errors: Array, pid, order: int) -> Array:
@@ -247,18 +248,11 @@ def adaptive_ode(
     controller = diffrax.PIDController(rtol=rtol, atol=atol)
 
     def integrate(y, rho, next_rho, estimate):
-        def slope(s, y, _):
-            # one call of the network for all samples, each where it is
-            ys, all_s = lax.all_gather((y, s), SAMPLES)
-            x0, eps = estimate(ys, jnp.sinh(all_s))
-            cosh, tanh = expand(jnp.cosh(all_s), ys), expand(jnp.tanh(all_s), ys)
-            return ((eps / cosh - x0 * tanh) / cosh)[lax.axis_index(SAMPLES)]
-
         start, end = (jnp.arcsinh(ratio).astype(y.dtype) for ratio in (rho, next_rho))
 
         def solve(y):
             solution: Any = diffrax.diffeqsolve(
-                diffrax.ODETerm(slope),
+                diffrax.ODETerm(_slope_of_one(estimate)),
                 solver,
                 start,
                 end,
@@ -276,3 +270,15 @@ def adaptive_ode(
         return jax.vmap(solve, axis_name=SAMPLES)(y)
 
     return _integrated(schedule, integrate)
+
+
+def _slope_of_one(estimate: Estimate) -> Callable[[Array, Array, Any], Array]:
+    """dy/ds of one sample in a map over them: one call of the network for all, where they are."""
+
+    def slope(s, y, _):
+        ys, all_s = lax.all_gather((y, s), SAMPLES)
+        x0, eps = estimate(ys, jnp.sinh(all_s))
+        cosh, tanh = expand(jnp.cosh(all_s), ys), expand(jnp.tanh(all_s), ys)
+        return ((eps / cosh - x0 * tanh) / cosh)[lax.axis_index(SAMPLES)]
+
+    return slope

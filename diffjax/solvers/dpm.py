@@ -24,6 +24,7 @@ from diffjax.solvers.exponential import (
     RULES,
     Interval,
     Rule,
+    Transfer,
     at_an_end,
     estimate,
     half_logsnr,
@@ -162,16 +163,7 @@ def dpm_singlestep(
         used = jnp.where((block.count > 0) & ~at_an_end(block.start) & ~at_an_end(next_), used, 1)
         block = _continue_block(block, x, value, current, used == 1)
         row = transfer(block.start, next_, predict, float(stochastic))
-        lambda_ = half_logsnr(block.start)
-        h = half_logsnr(next_) - lambda_
-        # levels that are visited twice are one node
-        newest, oldest = block.lambdas
-        distinct = newest != lambda_
-        both = distinct & (oldest != newest) & (oldest != lambda_)
-        used = jnp.minimum(used, 1 + distinct.astype(jnp.int32) + both.astype(jnp.int32))
-        places = jnp.stack([lambda_, newest, oldest])
-        everywhere = jnp.ones(3, bool)
-        interval = Interval(places, everywhere, everywhere[0], h, row, RULES[rule])
+        interval, used = _interval(block, next_, row, RULES[rule]), _distinct(block, used)
         weights = node_weights(interval, used)
         if order == 3 and rule == "midpoint":
             # the slope between the block's first and newest estimates, without the one between
@@ -183,6 +175,21 @@ def dpm_singlestep(
         return x, block._replace(count=block.count + 1)
 
     return Solver(init, step, from_pure_noise=predict == "x0")
+
+
+def _interval(block: Block, next_: NoiseLevel, row: Transfer, rule: Rule) -> Interval:
+    """The step from the start of the block, through all of its estimates."""
+    start, everywhere = half_logsnr(block.start), jnp.ones(3, bool)
+    places = jnp.concatenate([start[None], block.lambdas])
+    return Interval(places, everywhere, everywhere[0], half_logsnr(next_) - start, row, rule)
+
+
+def _distinct(block: Block, order: Array) -> Array:
+    """The order that the block's estimates allow: levels that are visited twice are one node."""
+    start, (newest, oldest) = half_logsnr(block.start), block.lambdas
+    second = newest != start
+    third = second & (oldest != newest) & (oldest != start)
+    return jnp.minimum(order, 1 + second.astype(jnp.int32) + third.astype(jnp.int32))
 
 
 def _continue_block(
