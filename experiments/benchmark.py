@@ -13,7 +13,8 @@ one for each network and task:
               `ratio` well below 1 means that the compiler slows gradients down inside loops
     overhead  a row for each of several solvers: the sampling loop around a network that costs
               nothing, against the same steps written by hand (bare_loops.py); `ratio` near 1
-              means that loop and solver cost nothing
+              means that loop and solver cost nothing. On cores that others use too, compare them
+              by --processor-time
 
 `median_s` is the time of one call, the median over `repeats` after two calls to warm up, apart
 from `trace_s` and `compile_s`. `flops` are those of the compiled program, which may need fewer
@@ -113,6 +114,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help="DDIM steps of a sampling run, up to 1000 (default: 50)")  # fmt: skip
     parser.add_argument("--repeats", type=positive, default=10,
                         help="timed calls; the median is reported (default: 10)")  # fmt: skip
+    parser.add_argument("--processor-time", action="store_true",
+                        help="overhead by the processor's time, not the clock's")  # fmt: skip
     parser.add_argument("--quick", action="store_true",
                         help="3 repeats, 5 DDIM steps: to see that it runs")  # fmt: skip
     parser.add_argument("--compare", action="store_true",
@@ -256,7 +259,8 @@ def time_overhead(name: str, options: argparse.Namespace, baseline: Any) -> Iter
                     }  # fmt: skip
         # so short that only many repeats tell the two apart
         runs = {title: program.run for title, program in programs.items()}
-        times = take_turns(runs, 20 * options.repeats)
+        clock = time.process_time if options.processor_time else time.perf_counter
+        times = take_turns(runs, 20 * options.repeats, clock)
         program = programs["ours"]._replace(flops=programs["ours"].flops * options.steps)
         row = describe(program, times, shape, options, 0, shape[0])
         yield {**row, "solver": solver, "num_steps": options.steps}
@@ -313,15 +317,19 @@ def compile_program(jitted: Any, arguments: tuple, call: Callable[[Any], Any]) -
     return Program(run, traced - start, done - traced, float(flops), int(needed))
 
 
-def take_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def take_turns(
+    runs: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of `repeats` calls of each, one after the other in turns, after two to warm up."""
     times: dict[str, list[float]] = {title: [] for title in runs}
     for turn in range(repeats + 2):
         for title, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if turn >= 2:
-                times[title].append(time.perf_counter() - start)
+                times[title].append(clock() - start)
     return times
 
 

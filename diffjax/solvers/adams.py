@@ -27,7 +27,6 @@ from diffjax.core.levels import NoiseLevel
 from diffjax.core.parameterizations import Denoiser, estimate_eps
 from diffjax.core.sampling import Solver
 from diffjax.core.schedules import Schedule
-from diffjax.solvers.ddim import ddim_update
 from diffjax.solvers.exponential import (
     Interval,
     Transfer,
@@ -81,11 +80,12 @@ def _interval(places: Array, length: Array, row: Transfer) -> Interval:
     return Interval(places, everywhere, everywhere[0], length, row, exact)
 
 
-class Change(NamedTuple):
-    """What PLMS adds to a step of DDIM.
+class Planned(NamedTuple):
+    """What a step of PLMS multiplies with.
 
     Attributes:
-      weights: of the slopes, newest first; 0 where nothing of them is added.
+      weights: of the estimate of x0, or of x where v is the slope; then of the slopes, newest
+        first.
       gain: of a slope over the whole step.
       starting: whether the step takes more calls of the network instead.
     """
@@ -132,12 +132,10 @@ def plms(
         raise ValueError("start='runge_kutta' needs the schedule, for levels between the grid's.")
     num_starting, mean_slope = STARTS[start]
 
-    def advance(keys, x, before, denoise, current, next_, planned: Change):
+    def advance(keys, x, before, denoise, current, next_, planned: Planned):
         x0 = denoise(x, current)
         slopes = [_slope_of(x, x0, current, slope), *before]
-        # written around DDIM's step: near pure noise, where keep and gain are large, x and the
-        # slopes would cancel
-        moved = ddim_update(x, x0, None, current, next_) + weighted(planned.weights, slopes)
+        moved = weighted(planned.weights, [x0 if slope == "eps" else x, *slopes])
 
         def more_calls():
             mean = mean_slope(x, moved, slopes[0], denoise, schedule, current, next_, slope)
@@ -147,24 +145,26 @@ def plms(
             moved = lax.cond(planned.starting, more_calls, lambda: moved)
         return moved, slopes[: order - 1]
 
-    plan = partial(_change, order, slope, num_starting)
+    plan = partial(_planned, order, slope, num_starting)
     return windowed(order - 1, plan, lambda x: [jnp.zeros_like(x)] * (order - 1), advance)
 
 
-def _change(order: int, slope: str, num_starting: int, window: Window) -> Change:
-    """What a step adds to one of DDIM's, as far as its levels tell."""
+def _planned(order: int, slope: str, num_starting: int, window: Window) -> Planned:
+    """What the levels tell of a step: it is one of DDIM, and the change that the slopes make."""
     current, next_ = start_of(window), window.next_
     row = slope_transfer(current, next_, slope)
     # equal distances: the steps are counted
     places = jnp.asarray(-np.arange(order), row.keep.dtype)
     interval = _interval(places, jnp.ones_like(row.keep), row)
-    first, *others = node_weights(interval, usable_order(interval, window.known))
-    weights = [first - row.gain, *others]
+    newest, *before = node_weights(interval, usable_order(interval, window.known))
     # a call at clean data would learn nothing, from pure noise the slope is not used
     starting = (window.count < num_starting) & (next_.sigma > 0) & (current.alpha > 0)
     # only the denoiser knows x0 at alpha = 0
     plain = starting | (current.alpha == 0) if slope == "eps" else starting
-    return Change([jnp.where(plain, 0.0, weight) for weight in weights], row.gain, starting)
+    change, *before = (jnp.where(plain, 0.0, each) for each in (newest - row.gain, *before))
+    # DDIM's step in small numbers: near pure noise x and eps, times keep and gain, would cancel
+    ddim = (next_.alpha, next_.sigma) if slope == "eps" else (row.keep, row.gain)
+    return Planned([ddim[0], ddim[1] + change, *before], row.gain, starting)
 
 
 def ipndm(order: int = 4, *, slope: str = "eps") -> Solver:
