@@ -272,7 +272,7 @@ def adaptive_ode(
     return _integrated(schedule, integrate)
 
 
-def _slope_of_one(estimate: Estimate) -> Callable[[Array, Array, Any], Array]:
+def _slope_of_one(estimate: Estimate) -> Callable[..., Array]:
     """dy/ds of one sample in a map over them: one call of the network for all, where they are."""
 
     def slope(s, y, _):
