@@ -173,6 +173,17 @@ def test_vmap_over_grids_is_a_loop_over_them(name):
         np.testing.assert_allclose(x, compiled(name)(*each), rtol=1e-4, atol=close)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name not in ADAPTIVE])
+def test_without_jit_a_solver_goes_the_same_way(name):
+    row, levels = SOLVERS[name], levels_for(SOLVERS[name], grids.trailing(2, MAX_STEPS))
+    settings = {key: np.float32(pair[0]) for key, pair in row.settings.items()}
+    solver = build(row, schedule_for(row), 2, **settings)
+    with jax.disable_jit():
+        x = sample(KEYS[:2], X[:2], denoiser_for(row), solver, levels)
+    np.testing.assert_allclose(x, run_padded(name, levels)[:2], rtol=1e-4, atol=1e-5)
+
+
 @every_solver
 def test_only_stochastic_solvers_depend_on_the_key(name):
     levels = levels_for(SOLVERS[name], grids.trailing(5, MAX_STEPS))
