@@ -163,7 +163,10 @@ def fill(args: Fill, job: Job) -> list[Array]:
 def outpaint(args: Outpaint, job: Job) -> list[Array]:
     job.require_denoiser("outpainting")
     tile, channels = job.images.shape[1:3], job.images.shape[3]
-    size = args.height or tile[0], args.width or 2 * tile[1]
+    size = (
+        tile[0] if args.height is None else args.height,
+        2 * tile[1] if args.width is None else args.width,
+    )
     stride = tuple(max(side // 2, 1) for side in tile)
     # refuses a canvas that is smaller than the image
     count = dj.num_tiles(size, tile, stride)
@@ -355,9 +358,14 @@ def read_mask(text: str, size: tuple[int, ...]) -> np.ndarray:
         return mask
     if not text.endswith(".npy"):
         raise ValueError(f"--mask is {text!r}; it must be one of {', '.join(parts)} or FILE.npy.")
-    mask = np.load(text)
-    if mask.shape != size or not np.isin(mask, (0, 1)).all():
-        raise ValueError(f"{text} has the shape {mask.shape}; needed is {size} of zeros and ones.")
+    try:
+        mask = np.load(text)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--mask {text} is no file that numpy.save wrote ({error}).") from error
+    if mask.shape != size:
+        raise ValueError(f"{text} has the shape {mask.shape}; this run's images need {size}.")
+    if not np.isin(mask, (0, 1)).all():
+        raise ValueError(f"{text} holds other values than 1, to paint, and 0, to keep.")
     return mask
 
 

@@ -185,6 +185,8 @@ PRIORS: dict[type, Callable[[Any], Prior]] = {
 
 def restore(args: Digits | Patches, prior: Prior) -> tuple[Array, UncertaintyMap, Measurement]:
     """Measure the pictures and draw from their posterior: y, moments, and the measurement."""
+    if args.num_draws < 2:
+        raise ValueError(f"--num-draws is {args.num_draws}; how much they differ needs two.")
     shape = prior.pictures.shape[1:]
     measurement = build("problem", args.problem, PROBLEMS, shape=shape, seed=args.seed)
     method = choose_method(args.method, measurement.operator, linear=measurement.linear)

@@ -17,25 +17,30 @@ from diffjax.core.parameterizations import Denoiser
 from diffjax.core.posterior import condition
 from diffjax.solvers import renoise
 from diffjax.transforms.spectral import Spectral
-from walks import Walk
+from walks import ONCE, Walk
 
 
-class Settings(NamedTuple):
+@dataclass(frozen=True)
+class Settings:
     """What the methods can be told.
 
     Attributes:
-      sigma_y: standard deviation of the noise in the measurement.
+      sigma_y: standard deviation of the noise in the measurement, from 0.
       sigma_data: standard deviation of the data, for pigdm and twisted.
       step_size: of dps.
       num_particles: of twisted.
       walk: over the grid.
     """
 
-    sigma_y: Any
+    sigma_y: float
     sigma_data: float = 1.0
     step_size: float = 1.0
     num_particles: int = 16
-    walk: Walk = Walk()
+    walk: Walk = ONCE
+
+    def __post_init__(self):
+        if not self.sigma_y >= 0.0:
+            raise ValueError(f"--sigma-y is {self.sigma_y}; noise has a standard deviation from 0.")
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,10 @@ def read_digits(path: Path) -> Digits:
     """
     source = data.npz(path)
     if source.shape != (8, 8, 1) or source.labels is None:
-        raise ValueError(f"{path} holds images {source.shape}; needed are labelled 8x8 digits.")
+        without = " without labels" if source.labels is None else ""
+        raise ValueError(
+            f"{path} holds images {source.shape}{without}; needed are labelled 8x8 digits."
+        )
     return as_digits(source.images, source.labels)
 
 

@@ -42,3 +42,6 @@ class Walk:
     def count(self, num_steps: int) -> int:
         """The number of steps that are taken, of a grid of `num_steps`."""
         return len(dj.resampling(num_steps, **vars(self))) - 1 if self.again else num_steps
+
+
+ONCE = Walk()

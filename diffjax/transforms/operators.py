@@ -177,14 +177,15 @@ def radon(angles: ArrayLike) -> Operator:
       An operator [B, N, N, C] -> [B, A, N, C], one detector for each column.
 
     Raises:
-      ValueError: angles with several axes; when it is called, pictures that are not square.
+      ValueError: no angles, or several axes of them; when it is called, pictures that are not
+        square.
 
     >>> radon([0.0])(jnp.ones((1, 4, 4, 1)))[0, 0, :, 0]
     Array([2., 2., 2., 2.], dtype=float32)
     """
     angles = np.deg2rad(np.asarray(angles, np.float64))
-    if angles.ndim != 1:
-        raise ValueError(f"angles has shape {angles.shape}; radon needs [A].")
+    if angles.ndim != 1 or not angles.size:
+        raise ValueError(f"angles has shape {angles.shape}; radon needs [A], one or more.")
 
     def apply(x: Array) -> Array:
         if x.ndim != 4 or x.shape[1] != x.shape[2]:

@@ -223,10 +223,12 @@ def test_coloured_images_have_the_luminance_of_the_grey_ones(call, monkeypatch, 
         (("img2img", "--labels", "11"), "classes of this run are 0 to 9"),
         (("style", "--style", 5), "there are 3 images"),
         (("outpaint", "--width", 4), "do not cover a canvas"),
+        (("outpaint", "--width", 0), "do not cover a canvas"),
         (("denoise", "--num-steps", 0), "at least 1"),
         (("enlarge", "--factor", 3), "--factor is 3; it must be at least 2 and divide the sides"),
         (("enlarge", "--factor", 0), "--factor is 0"),
         (("enlarge", "--method", "pgdm"), "Did you mean 'pigdm'"),
+        (("enlarge", "--sigma-y", -1), "--sigma-y is -1.0"),
         (("enlarge", "--guidance", "cfg_plus_plus"), "enlarging needs guided estimates"),
         (("img2img", "--prompt", "a red circle"), "without captions"),
         (("img2img", "--negative-prompt", "a red circle"), "without captions"),
@@ -245,8 +247,15 @@ def test_images_and_masks_of_another_size_are_refused(call, tmp_path):
     with pytest.raises(ValueError, match=r"makes \(8, 8, 1\)\. It can also be given \(4, 4, 1\)"):
         call("enlarge", "--input", tmp_path / "wide.npz")
     np.save(tmp_path / "mask.npy", np.zeros((8, 9)))
-    with pytest.raises(ValueError, match=r"has the shape \(8, 9\); needed is \(8, 8\)"):
+    with pytest.raises(ValueError, match=r"has the shape \(8, 9\); this run's images need"):
         call("inpaint", "--mask", tmp_path / "mask.npy")
+    np.save(tmp_path / "mask.npy", np.full((8, 8), 0.5))
+    with pytest.raises(ValueError, match="other values than 1, to paint, and 0, to keep"):
+        call("inpaint", "--mask", tmp_path / "mask.npy")
+    (tmp_path / "mask.npy").write_text("no array")
+    for name in ("mask.npy", "nowhere.npy"):
+        with pytest.raises(ValueError, match=f"{name} is no file that numpy.save wrote"):
+            call("inpaint", "--mask", tmp_path / name)
 
 
 def test_guidance_needs_an_unconditional_estimate(monkeypatch, call):

@@ -57,6 +57,8 @@ def test_photographs_are_coloured_anew_and_what_does_not_fit_is_refused(call):
     assert "error of the mean" in said
     with pytest.raises(ValueError, match="pigdm needs a linear operator"):
         call("photographs", "--size", "12", "--problem", "saturation")
+    with pytest.raises(ValueError, match="--num-draws is 1"):
+        call("photographs", "--size", "12", "--num-draws", "1")
     with pytest.raises(ValueError, match="--size is 200"):
         call("photographs", "--size", "200")
 

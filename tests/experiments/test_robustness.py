@@ -94,3 +94,6 @@ def test_pictures_that_are_no_digits_are_refused(call, tmp_path):
     np.savez(tmp_path / "wide.npz", images=np.zeros((2, 8, 9, 1), np.uint8))
     with pytest.raises(ValueError, match="needed are labelled 8x8 digits"):
         robustness.read_digits(tmp_path / "wide.npz")
+    np.savez(tmp_path / "unknown.npz", images=np.zeros((2, 8, 8, 1), np.uint8))
+    with pytest.raises(ValueError, match=r"\(8, 8, 1\) without labels; needed are labelled"):
+        robustness.read_digits(tmp_path / "unknown.npz")

@@ -204,6 +204,7 @@ def test_an_adjoint_that_does_not_fit_and_a_function_that_is_not_linear_are_refu
         (lambda: operators.fourier(np.ones(4))(PICTURE), r"keep has shape \(4,\)"),
         (lambda: operators.fourier(np.ones((8, 6)))(PICTURE), r"fourier needs \[B, 8, 6, 2\]"),
         (lambda: operators.radon(30.0), r"angles has shape \(\); radon needs \[A\]"),
+        (lambda: operators.radon([]), r"angles has shape \(0,\); radon needs \[A\], one or more"),
         (lambda: operators.radon([0.0])(PICTURE), "radon needs square pictures"),
         (lambda: operators.heat((8, 8), 1.0)(PICTURE), "size 6; the operator was made for 8"),
         (lambda: operators.grey()(PICTURE[0]), "does not fit an operator of 3 matrices"),
