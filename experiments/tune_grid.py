@@ -5,7 +5,9 @@
 
 The few steps of the grid are to end where many steps from the same noise do. It starts from the
 best of the grids with names; the file says by how much it improves on each of them, on noise that
-it was not tuned on.
+it was not tuned on. A grid that there is already can be measured beside them on another run:
+
+    python experiments/tune_grid.py --workdir runs/other --times runs/digits/times_ddim_10.json
 """
 
 import json
@@ -28,6 +30,7 @@ from diffjax.core.sigma_grids import exponential_ratios, karras_ratios
 from diffjax.training import make_mesh, reference_loss, tune_times
 from model import SampleOptions, make_levels, make_schedule, make_solver, make_times
 from runs import Run, image_shape, load_run
+from sample import parse_times
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Args:
     """which the grid is for, without noise: ddim, heun, dpm_multistep, unipc, ..."""
     num_steps: int = 10
     """steps of the grid, at least 2"""
+    times: str | None = None
+    """measure this grid and tune none: times, noise first (999,500,20), or a file of this script"""
     reference_steps: int = 100
     """steps of the runs that it is to come near"""
     iterations: int = 100
@@ -131,38 +136,49 @@ def check_numbers(args: Args) -> None:
             )
 
 
+def tuned(args: Args, grids: dict[str, np.ndarray], loss, pairs: tuple) -> tuple[str, np.ndarray]:
+    """The name of the best grid on these noises, and the one that it becomes."""
+    errors = {name: float(loss(grid, *pairs)) for name, grid in grids.items()}
+    start = min(errors, key=lambda name: errors[name])
+    with tqdm(total=args.iterations + 1, desc="tuning", unit="step") as bar:
+        found = tune_times(
+            grids[start], loss, pairs,
+            num_iterations=args.iterations, learning_rate=args.learning_rate,
+            on_iteration=lambda i, value: bar.update(1),
+        )  # fmt: skip
+    return start, found.times
+
+
 def main() -> None:
     args = parse_args(Args, description=__doc__)
+    given = parse_times(args.times)
+    args = args if given is None else replace(args, num_steps=len(given) - 1)
     check_numbers(args)
-    output = args.output or args.workdir / f"times_{args.solver}_{args.num_steps}.json"
     run = load_run(args.workdir, make_mesh(), step=args.checkpoint, ema=args.ema)
     scale = run.config.sampling.guidance_scale
     scale = scale if args.guidance_scale is None else args.guidance_scale
     options = SampleOptions(args.solver, guidance_scale=scale, clip=run.config.sampling.clip)
-    loss = distance_of(args, run, options)
-    measure = jax.jit(loss)
+    loss = jax.jit(distance_of(args, run, options))
     tuning, testing = make_pairs(args, run, options)
-    grids = named_grids(make_schedule(run.config.diffusion, run.params), args.num_steps)
-    before = {name: float(measure(grid, *tuning, run.params)) for name, grid in grids.items()}
-    start = min(before, key=lambda name: before[name])
-    with tqdm(total=args.iterations + 1, desc="tuning", unit="step") as bar:
-        tuned = tune_times(
-            grids[start], loss, (*tuning, run.params),
-            num_iterations=args.iterations, learning_rate=args.learning_rate,
-            on_iteration=lambda i, value: bar.update(1),
-        )  # fmt: skip
-    grids["tuned"] = tuned.times
-    errors = {name: float(measure(grid, *testing, run.params)) for name, grid in grids.items()}
-    result = {
-        "times": tuned.times.tolist(),
-        "solver": args.solver,
-        "started_from": start,
-        "mean_squared_distance": errors,
-    }
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    schedule = make_schedule(run.config.diffusion, run.params)
+    grids, start = named_grids(schedule, args.num_steps), None
+    if given is None:
+        start, grids["tuned"] = tuned(args, grids, loss, (*tuning, run.params))
+    else:
+        grids["given"] = make_times(replace(options, times=given), schedule)
+    errors = {name: float(loss(grid, *testing, run.params)) for name, grid in grids.items()}
     for name, error in errors.items():
         print(f"{name:10} {error:.3g}")
-    print(f"Wrote {output}")
+    if given is None:
+        output = args.output or args.workdir / f"times_{args.solver}_{args.num_steps}.json"
+        result = {
+            "times": grids["tuned"].tolist(),
+            "solver": args.solver,
+            "started_from": start,
+            "mean_squared_distance": errors,
+        }
+        output.write_text(json.dumps(result, indent=2) + "\n")
+        print(f"Wrote {output}")
 
 
 if __name__ == "__main__":

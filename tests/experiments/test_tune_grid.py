@@ -35,6 +35,16 @@ def test_ten_tuned_steps_end_nearer_to_many_than_those_of_any_grid_with_a_name(c
     assert errors["tuned"] < 0.9 * min(errors[name] for name in errors if name != "tuned")
 
 
+def test_a_grid_that_there_is_already_is_measured_and_none_is_tuned(call, tmp_path, capsys):
+    found = call("--num-steps", 10, "--iterations", 1)
+    capsys.readouterr()
+    assert call("--times", tmp_path / "times_ddim_10.json") == found
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    expected = found["mean_squared_distance"]
+    expected["given"] = expected.pop("tuned")
+    assert printed == {name: f"{error:.3g}" for name, error in expected.items()}
+
+
 def test_numbers_that_make_no_grid_are_refused_by_name(call):
     with pytest.raises(ValueError, match="--num-steps is 1; at least 2"):
         call("--num-steps", 1)
