@@ -33,7 +33,8 @@ class GaussianFourier(nnx.Module):
     def __call__(self, t: Array) -> Array:
         """t: [B] -> [B, 2 half], float32."""
         frequencies = lax.stop_gradient(self.frequencies[...]).astype(jnp.float32)
-        angles = 2.0 * math.pi * t.astype(jnp.float32)[:, None] * frequencies
+        # in the order in which torch multiplies: of 1e3 turns float32 keeps no more than 1e-4
+        angles = t.astype(jnp.float32)[:, None] * frequencies * (2.0 * math.pi)
         waves = jnp.sin(angles), jnp.cos(angles)
         return jnp.concatenate(waves[::-1] if self.flip_sin_to_cos else waves, axis=-1)
 

@@ -1,5 +1,6 @@
 """The folders of diffusers' ControlNetModel."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from diffjax.networks.unet_config import UNetConfig
 from diffjax.pretrained.architecture import Architecture, Key, read_settings, write_settings
 from diffjax.pretrained.unet2d import same_unet
 from diffjax.pretrained.unet_condition import ENCODER_KEYS, NAMES, read_encoder, write_encoder
+from diffjax.pretrained.weights import UnsupportedError
 
 _KEYS = {
     **ENCODER_KEYS,
@@ -21,13 +23,24 @@ _KEYS = {
     "class_embed_type": Key(None, only=(None, "timestep", "identity", "projection")),
 }
 
+
+def _read_encoder(saved: Mapping[str, Any]) -> dict[str, Any]:
+    if saved["class_embed_type"] == "timestep" and saved["act_fn"] not in ("silu", "swish"):
+        # diffusers embeds such a label with SiLU, unlike the time, and unlike its UNets
+        raise UnsupportedError(
+            f"config.json: act_fn is {saved['act_fn']!r} beside class_embed_type 'timestep'; "
+            "supported: 'silu', 'swish'"
+        )
+    return read_encoder(saved)
+
+
 # the part that is a UNet's
 _ENCODER = Architecture(
     class_name="ControlNetModel",
     make=UNetConfig,
     build=unet,
     keys=_KEYS,
-    read=read_encoder,
+    read=_read_encoder,
     write=write_encoder,
 )
 

@@ -79,6 +79,13 @@ def test_what_a_network_cannot_follow_is_named(architecture, key, value):
     assert key in str(error.value)
 
 
+def test_labels_that_a_controlnet_embeds_with_silu_are_refused_beside_another_activation():
+    labels = {"class_embed_type": "timestep"}
+    with pytest.raises(UnsupportedError, match="act_fn is 'gelu' beside class_embed_type"):
+        read_settings(CONTROLNET, {**labels, "act_fn": "gelu"})
+    assert read_settings(CONTROLNET, labels).encoder.class_embedding == "timestep"
+
+
 def test_heads_in_an_order_of_their_own_are_refused_beside_attention_that_has_it():
     kinds = {"up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"]}
     heads = lambda *each: read_settings(UNET_CONDITION, {**kinds, "attention_head_dim": list(each)})
