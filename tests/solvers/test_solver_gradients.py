@@ -1,27 +1,24 @@
 """Derivatives of whole sampling runs, against finite differences."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from solver_table import ADAPTIVE, KEYS, MAX_STEPS, SOLVERS, TABLE, X, as_wanted, build, levels_for
+from solver_table import (
+    ADAPTIVE,
+    KEYS,
+    MAX_STEPS,
+    SOLVERS,
+    X,
+    as_wanted,
+    build,
+    levels_for,
+    schedule_for,
+)
 
 from diffjax.core import grids, schedules
 from diffjax.core.levels import expand
 from diffjax.core.sampling import sample
-
-
-def one_for_each_step() -> list[str]:
-    """Names of rows with a fixed number of calls: of those that share their code the first."""
-    first = {}
-    for name, row in SOLVERS.items():
-        if row.order or row.noisy:
-            code = build(row, TABLE).step.__qualname__
-            maker = row.make.func if isinstance(row.make, partial) else row.make
-            first.setdefault(maker if code.startswith(("stateless", "windowed")) else code, name)
-    return list(first.values())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,10 +29,12 @@ def forgotten():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*one_for_each_step(), *ADAPTIVE])
+@pytest.mark.parametrize("name", SOLVERS)
 def test_gradient_through_sampling_is_that_of_finite_differences(x64, name):
     row, adaptive = SOLVERS[name], name in ADAPTIVE
-    levels = levels_for(row, grids.trailing(4, MAX_STEPS), TABLE)
+    # from pure noise, where the solver can start there, to clean data
+    schedule = schedule_for(row)
+    levels = levels_for(row, grids.trailing(4, MAX_STEPS), schedule)
     # in derivatives the lengths of their steps are constant, in differences they change a little
     tight = {"rtol": 1e-6, "atol": 1e-6, "max_steps": 1000} if adaptive else {}
     h, error = (1e-2, 1e-3) if adaptive else (1e-5, 1e-7)
@@ -45,7 +44,7 @@ def test_gradient_through_sampling_is_that_of_finite_differences(x64, name):
     def loss(x):
         # any smooth function will do, and a short one compiles sooner
         denoise = as_wanted(row, lambda x, level: jnp.tanh(expand(level.alpha, x) * x))
-        return jnp.sum(jnp.sin(sample(KEYS, x, denoise, build(row, TABLE, **tight), levels)))
+        return jnp.sum(jnp.sin(sample(KEYS, x, denoise, build(row, schedule, **tight), levels)))
 
     start = jnp.asarray(X, jnp.float64)
     gradient = loss(start)[1]
