@@ -9,6 +9,9 @@ Sources: Consistency Models, arXiv:2303.01469, Algorithm 1; LCM, arXiv:2310.0437
 TCD, arXiv:2402.19159, Algorithm 4.
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
@@ -71,9 +74,11 @@ def tcd(schedule: Schedule, eta: ArrayLike = 0.3, *, normal: Normal = normal_eac
     def step(keys, x, denoise, current, next_):
         t = (1.0 - eta) * next_.t
         if jnp.issubdtype(jnp.asarray(next_.t).dtype, jnp.integer):
-            # the clean end, -1, stays where it is
-            t = jnp.where(next_.t < 0, next_.t, jnp.floor(t).astype(next_.t.dtype))
+            t = jnp.floor(t).astype(next_.t.dtype)
         below = schedule(t)
+        # clean data, which not every schedule reaches in time, stays where it is
+        past = below.sigma * next_.alpha < next_.sigma * below.alpha
+        below = jax.tree.map(partial(jnp.where, past), below, next_)
         x = ddim_update(x, denoise(x, current), None, current, below)
         return q_step(x, normal(keys, x.shape[1:], x.dtype), below, next_)
 

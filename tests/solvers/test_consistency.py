@@ -12,6 +12,7 @@ from diffjax.core import exact, schedules
 from diffjax.core.keys import sample_keys
 from diffjax.core.levels import NoiseLevel, add_noise
 from diffjax.core.sampling import sample
+from diffjax.core.sigma_grids import levels_at
 from diffjax.solvers import ddim, renoise, tcd
 
 LINE = exact.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.04, 0.09])
@@ -72,6 +73,18 @@ def test_trajectory_steps_leave_as_much_noise_as_the_level_says():
     levels = SCHEDULE(np.array([0.9, 0.7, 0.5, 0.3], np.float32))
     x = sampled(POINT, exact.denoiser(POINT), tcd(SCHEDULE, 0.4), levels)
     assert_distributed(x, POINT, jax.tree.map(lambda leaf: leaf[-1], levels))
+
+
+@pytest.mark.parametrize(
+    "schedule", [schedules.variance_exploding(), schedules.linear_betas()], ids=["VE", "table"]
+)
+def test_tcd_ends_with_clean_data_where_times_of_the_schedule_do_not(schedule):
+    """The trap: clean data has the time of the cleanest level, and so the one below it noise."""
+    levels = levels_at(schedule, np.array([2.0, 0.5, 0.0]))
+    start = jnp.full((2, 1), 3.0)
+    held = lambda x, level: jnp.full_like(x, 0.4)
+    x = sample(KEYS[:2], start, held, tcd(schedule), levels)
+    np.testing.assert_allclose(x, 0.4, rtol=1e-6)
 
 
 @pytest.mark.parametrize("solver", [renoise(fresh=0.0), tcd(SCHEDULE, 0.0)], ids=["fresh", "eta"])
