@@ -54,8 +54,12 @@ def table(config) -> Table:
 
 
 def floored_table(config) -> Table:
-    """The config's table, with the least signal that diffusers keeps at zero terminal SNR."""
+    """The config's table, with the least signal that diffusers keeps at zero terminal SNR.
+
+    diffusers gives it to the last step alone. Where a few steps before that one have less, as with
+    DDPM's betas, they get it too: signal must not grow with the time.
+    """
     made = table(config)
     if not config.get("rescale_betas_zero_snr"):
         return made
-    return schedules.from_alphas_cumprod(np.append(made.alpha[1:-1] ** 2, 2.0**-24))
+    return schedules.from_alphas_cumprod(np.maximum(made.alpha[1:] ** 2, 2.0**-24))

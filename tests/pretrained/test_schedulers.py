@@ -42,6 +42,16 @@ def test_what_a_schedule_cannot_follow_is_named():
         read_scheduler({"_class_name": "IPNDMScheduler", "trained_betas": [0.1, 0.2]})
 
 
+def test_zero_terminal_snr_keeps_the_least_signal_under_any_betas():
+    settings = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    for start, end in ((1e-4, 0.02), (0.00085, 0.012)):
+        betas = {"beta_start": start, "beta_end": end, "timestep_spacing": "trailing"}
+        config = {"_class_name": "UniPCMultistepScheduler", **settings, **betas}
+        signal = np.asarray(read_scheduler(config).levels(999).alpha)
+        np.testing.assert_allclose(signal[0], 2.0**-12, rtol=1e-5)
+        assert (np.diff(signal) >= 0).all()
+
+
 def test_config_is_read_from_a_folder_and_unknown_keys_are_ignored(tmp_path):
     config = {"_class_name": "DDIMScheduler", "beta_start": 0.001, "colour": "blue"}
     (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
