@@ -2,8 +2,11 @@
 
     python experiments/reconstruct.py --workdir runs/photos_autoencoder --split test
     python experiments/reconstruct.py --autoencoder FOLDER --workdir runs/photos_autoencoder
+    python experiments/reconstruct.py --workdir runs/digits_autoencoder --output seen.npz
 
-The second line looks at the same images through another autoencoder, such as a downloaded one.
+The second line looks at the same images through another autoencoder, such as a downloaded one. What
+the third writes can be measured by evaluate.py, as samples can: better than that no diffusion model
+gets through this autoencoder.
 """
 
 from dataclasses import dataclass, replace
@@ -14,6 +17,7 @@ import numpy as np
 from autoencoding import load_autoencoder, reconstruct_all
 from cli import parse_args, prepare_output, run_script
 from config import load_config
+from diffjax.training.manifest import whole_file
 from model import to_uint8
 from pictures import save_grid
 from runs import CONFIG_FILE, open_source
@@ -34,7 +38,8 @@ class Args:
     num_images: int = 1000
     """how many images, the first of the split"""
     output: Path | None = None
-    """FILE.png, images above their reconstructions; by default in the run folder"""
+    """FILE.png, images above their reconstructions (by default in the run folder), or FILE.npz, all
+    reconstructions and the labels of their images"""
 
 
 def main() -> None:
@@ -47,12 +52,18 @@ def main() -> None:
     source = open_source(given)
     images = given.name if given.split is None else f"{given.name} {given.split}"
     default = args.workdir / f"reconstructions_{images.replace(' ', '_').replace('/', '_')}.png"
-    output = prepare_output(args.output or default, ".png")
+    output = prepare_output(args.output or default, ".png", ".npz")
     count = min(args.num_images, len(source))
     seen, decibels = reconstruct_all(model, source, count)
-    shown = np.stack([source[i]["image"] for i in range(min(COLUMNS, count))])
-    kept = to_uint8(seen[: len(shown)])
-    save_grid(output, np.concatenate([shown, kept]), len(shown))
+    kept = to_uint8(seen)
+    if output.suffix == ".npz":
+        examples = [source[i] for i in range(count)]
+        known = {"labels": [each["label"] for each in examples]} if "label" in examples[0] else {}
+        with whole_file(output) as draft:
+            np.savez_compressed(draft, images=kept, **known)
+    else:
+        shown = np.stack([source[i]["image"] for i in range(min(COLUMNS, count))])
+        save_grid(output, np.concatenate([shown, kept[: len(shown)]]), len(shown))
     error = decibels.std(ddof=1) / np.sqrt(count)
     print(f"PSNR {decibels.mean():.2f} +- {error:.2f} dB over {count} images of {images}")
     print(f"scaling factor {model.config.scaling_factor:.4f}; wrote {output}")

@@ -1,9 +1,10 @@
-"""An autoencoder of the handwritten digits: 8x8 to 4x4 with 2 channels, half as many numbers.
+"""An autoencoder of the handwritten digits: 8x8 to 4x4 with 3 channels, 3/4 as many numbers.
 
 python experiments/train.py digits_autoencoder
 python experiments/reconstruct.py --workdir runs/digits_autoencoder
 
-Measured after 800 of the 2000 steps: PSNR 26.58 dB (docs/latent_diffusion.md).
+One CPU core, about 6 minutes. Measured: PSNR 36.37 dB, and digits so well kept that their Fréchet
+ratio is 0.27, with 2 channels 1.02 (docs/latent_diffusion.md).
 """
 
 from config import AutoencodingConfig, Config, DataConfig, OptimizerConfig
@@ -23,7 +24,7 @@ digits_autoencoder = Config(
             up_attention=(False, False),
             mid_attention=False,
             num_groups=8,
-            latent_channels=2,
+            latent_channels=3,
             force_upcast=False,
         ),
         kl_weight=1e-3,

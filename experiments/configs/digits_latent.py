@@ -15,6 +15,6 @@ from configs.digits import digits
 digits_latent = replace(
     digits,
     latents=LatentsConfig(autoencoder="runs/digits_autoencoder"),
-    network=replace(digits.network, sample_size=4, in_channels=2, out_channels=2, patch_size=1),
+    network=replace(digits.network, sample_size=4, in_channels=3, out_channels=3, patch_size=1),
     sampling=SamplingConfig(previews=("ddim",), clip=False),
 )

@@ -209,6 +209,10 @@ def test_from_training_an_autoencoder_to_decoded_samples(tmp_path, monkeypatch, 
     assert (first / "reconstructions.png").is_file()
     call(reconstruct, "--workdir", first, "--num-images", 20, "--split", "test")
     assert "dB over 20 images of digits test" in capsys.readouterr().out
+    call(reconstruct, "--workdir", first, "--num-images", 20, "--output", tmp_path / "seen.npz")
+    seen = data.npz(tmp_path / "seen.npz")
+    assert (len(seen), seen.shape) == (20, (8, 8, 1))
+    assert seen[7]["label"] == data.load("digits")[7]["label"]
 
     unet = ("--network.block-out-channels", 8, 8, "--network.num-groups", 4)
     words = ("digits_latent", "--autoencoder", first, "--workdir", second, *few, *unet)
