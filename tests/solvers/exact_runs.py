@@ -72,6 +72,7 @@ def karras(num_steps, noisy, clean):
 
 TIME_GRIDS = {"even times": even, "shifted times": moved_to_noise}
 RATIO_GRIDS = {"even logsnr": even_logsnr, "Karras": karras}
+GRIDS = TIME_GRIDS | RATIO_GRIDS
 # two of the four grids with each schedule, and in the other turn the other two
 TURNS = [
     [
@@ -124,20 +125,31 @@ def levels_of_runs(count: int, length: int, turn: int = 0) -> NoiseLevel:
 
 
 @cache
-def levels_to_clean(count: int, length: int, from_pure_noise: bool) -> NoiseLevel:
-    """Levels [len(CASES), length + 1], even in log-SNR, from the noisiest to clean data."""
-    starts = jax.device_get(times_to_levels(dict.fromkeys(SCHEDULES, np.array([1.0, 0.98]))))
-    first, ratios = {}, {}
+def levels_to_clean(
+    count: int, length: int, from_pure_noise: bool, kind: str = "even logsnr"
+) -> NoiseLevel:
+    """Levels [len(CASES), length + 1] of a grid from the noisiest level to clean data."""
+    noisiest = np.array([1.0, 0.98])
+    starts = jax.device_get(times_to_levels(dict.fromkeys(SCHEDULES, noisiest)))
+    times, ratios = ({name: np.zeros(length + 1) for name in SCHEDULES} for _ in range(2))
+    first, inner = {}, np.arange(length + 1) < count
     for name, level in starts.items():
         i = int(level.sigma[0] > NOISIEST * level.alpha[0] and not from_pure_noise)
-        first[name] = NoiseLevel(*(leaf[i : i + 1] for leaf in level))
-        alpha, sigma = level.alpha[i], level.sigma[i]
-        largest = NOISIEST if alpha == 0 else min(NOISIEST, sigma / alpha)
-        ratios[name] = np.zeros(length + 1)
-        ratios[name][: count + 1] = exponential_ratios(count, CLEANEST, largest)
-    found = jax.device_get(ratios_to_levels(ratios))
-    for name, level in found.items():
-        found[name] = NoiseLevel(*(np.append(s, leaf[1:]) for s, leaf in zip(first[name], level)))
+        first[name] = NoiseLevel(*(leaf[i] for leaf in level))
+        if kind in TIME_GRIDS:
+            times[name][inner] = TIME_GRIDS[kind](count, noisiest[i], 0.0)[:-1]
+        else:
+            alpha, sigma = first[name].alpha, first[name].sigma
+            largest = NOISIEST if alpha == 0 else min(NOISIEST, sigma / alpha)
+            ratios[name][inner] = RATIO_GRIDS[kind](count - 1, largest, CLEANEST)
+    by_time, by_ratio = jax.device_get((times_to_levels(times), ratios_to_levels(ratios)))
+    found = {}
+    for name, clean in by_ratio.items():
+        # the ratio 0 is clean data, which not every schedule reaches in time
+        leaves = zip(by_time[name], clean) if kind in TIME_GRIDS else zip(clean, clean)
+        found[name] = NoiseLevel(*(np.where(inner, a, b) for a, b in leaves))
+        for leaf, start in zip(found[name], first[name]):
+            leaf[0] = start
     return stacked([found[name] for name in CASES])
 
 
