@@ -86,8 +86,8 @@ def read_scheduler(source: str | Path | Config, *, class_name: str | None = None
     [750, 500, 250, 0, -1]
     """
     saved = _load(source)
-    name = class_name or saved.get("_class_name")
-    row = _row_of(name)
+    name = _known_class(class_name or saved.get("_class_name"))
+    row = SCHEDULERS[name]
     config = _settings(row, saved, as_saved=name == saved.get("_class_name"))
     schedule = row.schedule(config)
     limit = row.limit(config)
@@ -116,8 +116,8 @@ def read_scheduler(source: str | Path | Config, *, class_name: str | None = None
     )
 
 
-def _row_of(name: Any) -> Row:
-    """How a class is read."""
+def _known_class(name: Any) -> str:
+    """The name itself, if there is a solver for the class."""
     if not isinstance(name, str):
         raise UnsupportedError(
             "The scheduler config names no class (_class_name); give class_name."
@@ -128,7 +128,7 @@ def _row_of(name: Any) -> Row:
             f"There is no solver for the scheduler class {name!r}; the nearest name is "
             f"{nearest[0]!r}, and all are: {', '.join(sorted(SCHEDULERS))}."
         )
-    return SCHEDULERS[name]
+    return name
 
 
 def _settings(row: Row, saved: Config, *, as_saved: bool) -> dict[str, Any]:
