@@ -31,6 +31,7 @@ from diffjax import data
 from diffjax.networks import Functional, classifier
 from diffjax.training import make_mesh
 from diffjax.training.manifest import whole_file
+from diffjax.transforms.editing import tail
 from model import SampleOptions, make_levels, make_schedule
 from robustness_pictures import NUM_SHOWN, Accuracies, save_accuracies, save_purification
 from runs import load_run
@@ -189,6 +190,8 @@ def trainer(network: Functional, num_steps: int) -> tuple[Callable, Callable]:
 def purify(args: Purify) -> None:
     if args.num_draws < 1:
         raise ValueError(f"--num-draws is {args.num_draws}; at least one is needed.")
+    if args.radius < 0.0:
+        raise ValueError(f"--radius is {args.radius}; an attack moves pixels by 0 or more.")
     output = prepare_output(args.output or Path("purified.png"), ".png")
     real, tested = read_sets(args)
     run, network = load_run(args.workdir, make_mesh()), make_classifier()
@@ -197,6 +200,8 @@ def purify(args: Purify) -> None:
         raise ValueError(f"{args.workdir} knows no digits without a label; it cannot purify them.")
     options = SampleOptions(num_steps=args.grid_steps)
     levels = make_levels(options, make_schedule(run.config.diffusion, run.params))
+    # refuses a strength before any classifier is trained
+    tail(levels, args.strength)
     denoiser = sampling_denoiser(run.config, run.network, options)
     clean = jax.tree.map(lambda leaf: leaf[-1], levels)
 

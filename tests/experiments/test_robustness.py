@@ -80,6 +80,7 @@ def test_wrong_synthetic_digits_cost_accuracy_and_the_training_set_is_not_tested
     ("words", "message"),
     [
         (("split", "--num-train", "3"), "--num-train is 3"),
+        (("purify", "--workdir", "run", "--radius", "-1"), "--radius is -1"),
         (("augment", "--synthetic", "x.npz", "--num-seeds", "1"), "a spread needs at least 2"),
         (("augment", "--synthetic", "x.npz", "--share", "1.0"), "--share is 1.0"),
         (("augment", "--synthetic", "x.npz", "--output", "x.npz"), "expected FILE.png"),
@@ -88,6 +89,13 @@ def test_wrong_synthetic_digits_cost_accuracy_and_the_training_set_is_not_tested
 def test_what_cannot_be_is_refused(call, words, message):
     with pytest.raises(ValueError, match=message):
         call(*words)
+
+
+def test_a_strength_is_refused_before_anything_is_trained(call, monkeypatch):
+    call("split", "--num-train", "200")
+    monkeypatch.setattr(robustness, "fit", None)
+    with pytest.raises(ValueError, match="strength is 3"):
+        call("purify", "--workdir", "run", "--strength", "3")
 
 
 def test_pictures_that_are_no_digits_are_refused(call, tmp_path):
