@@ -72,16 +72,17 @@ def ipndm_first_step(run):
 
 
 def rounding(run):
-    """Heun's scheduler holds x / alpha in float32, where a long first step multiplies rounding.
+    """Heun and Euler schedulers hold x / alpha in float32: a long first step multiplies rounding.
 
     Moving the array of the second call by less than that rounding must move our own run by as much
     as it is away from the reference.
     """
     ratios = np.asarray(run.levels.sigma / run.levels.alpha)
-    if run.scheduler.name != "HeunDiscreteScheduler" or ratios[0] < 1000.0:
+    if not run.scheduler.name.startswith(("Heun", "Euler")) or ratios[0] < 1000.0:
         return None
     calls, result = run.follow()
-    names, arrays = ("samples", "model_inputs"), run.arrays((calls, result))
+    names = [name for name in ("samples", "model_inputs") if name in run.case.outputs]
+    arrays = run.arrays((calls, result))
     spacing = np.spacing(np.float32(np.abs(run.case.outputs["samples"][0]).max()))
     moved = dict.fromkeys(names, 0.0)
     for seed in range(4):
