@@ -5,6 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from inception_file import write_inception
 from PIL import Image
 
 import evaluate
@@ -80,6 +81,28 @@ def test_a_classifier_of_the_users_run_tells_how_many_classes_there_are(
         np.savez(tmp_path / f"{name}.npz", images=draw(30, (4, 4, 3)))
     with pytest.raises(ValueError, match=r"run classifies images \(8, 8, 3\); these are \(4, 4, 3"):
         call("--samples", "made.npz", "--reference", "real.npz", "--features", "run")
+
+
+@pytest.mark.slow
+def test_inception_of_a_users_file_tells_a_set_from_one_of_other_images(call, tmp_path):
+    """Made-up weights see that images of few levels are unlike noise, and other noise like it."""
+    file = write_inception(tmp_path / "inception.safetensors")
+    noise, few = draw(48), draw(24) // 64 * 80
+    np.savez(tmp_path / "real.npz", images=noise[:24])
+    keep = ("--save-features", "seen.npz", "--features", file, "--batch-size", 12)
+    found = {}
+    for name, images, reference, more in (
+        ("alike", noise[24:], "real.npz", keep),
+        ("other", few, "seen.npz", keep[2:]),
+    ):
+        np.savez(tmp_path / "made.npz", images=images)
+        found[name] = call("--samples", "made.npz", "--reference", reference, *more)
+    alike, other = found["alike"], found["other"]
+    assert other["frechet_distance"] > alike["frechet_distance"] > 0.0
+    floor = 4 * alike["kernel_distance_stderr"]
+    assert abs(alike["kernel_distance"]) < floor
+    assert other["kernel_distance"] > floor
+    assert 1.0 <= alike["inception_score"] < 1008
 
 
 @pytest.mark.parametrize(
