@@ -11,6 +11,7 @@ gets through this autoencoder.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,9 +59,11 @@ def main() -> None:
     kept = to_uint8(seen)
     if output.suffix == ".npz":
         examples = [source[i] for i in range(count)]
-        known = {"labels": [each["label"] for each in examples]} if "label" in examples[0] else {}
+        arrays: dict[str, Any] = {"images": kept}
+        if "label" in examples[0]:
+            arrays["labels"] = [each["label"] for each in examples]
         with whole_file(output) as draft:
-            np.savez_compressed(draft, images=kept, **known)
+            np.savez_compressed(draft, **arrays)
     else:
         shown = np.stack([source[i]["image"] for i in range(min(COLUMNS, count))])
         save_grid(output, np.concatenate([shown, kept[: len(shown)]]), len(shown))
