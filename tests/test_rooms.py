@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +74,24 @@ def test_import_of_diffjax_loads_nothing_heavy():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def test_importing_scripts_and_configurations_leaves_the_devices_alone():
+    """Processes of several hosts must meet before any array is made; imports come first."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    code = f"""
+import jax, sample, train
+jax.distributed.initialize({address!r}, num_processes=1, process_id=0)
+print(jax.process_count())
+"""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "experiments")])
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert result.stdout.strip() == "1", result.stderr[-2000:]
 
 
 @pytest.mark.parametrize("room", ["solvers", "transforms"])

@@ -23,6 +23,7 @@ from diffjax.networks.layers import (
     ResidualBlock,
     SpatialNorm,
     Upsample,
+    groups_of,
 )
 
 EPS = 1e-6
@@ -250,4 +251,4 @@ def check_backbone(config: Backbone) -> None:
                 "block_out_channels"
             )
     for channels in config.block_out_channels:
-        GroupNorm(channels, config.num_groups, eps=EPS)
+        groups_of(channels, config.num_groups)

@@ -72,6 +72,13 @@ class Conv(nnx.Module):
         return convolve(kernel, bias)
 
 
+def groups_of(channels: int, num_groups: int | None) -> int:
+    """How many groups a GroupNorm makes of the channels; ValueError if they are not equal."""
+    num_groups = min(channels // 4, 32) if num_groups is None else num_groups
+    require_divisible(channels, num_groups, "GroupNorm's channels", "num_groups")
+    return num_groups
+
+
 class GroupNorm(nnx.Module):
     """Normalise groups of channels over space. scale, bias: [channels].
 
@@ -82,11 +89,9 @@ class GroupNorm(nnx.Module):
     """
 
     def __init__(self, channels: int, num_groups: int | None, *, eps: float):
-        num_groups = min(channels // 4, 32) if num_groups is None else num_groups
-        require_divisible(channels, num_groups, "GroupNorm's channels", "num_groups")
+        self.num_groups = groups_of(channels, num_groups)
         self.scale = filled((channels,), 1.0)
         self.bias = filled((channels,), 0.0)
-        self.num_groups = num_groups
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
