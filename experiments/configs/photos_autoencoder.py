@@ -3,7 +3,8 @@
 python experiments/train.py photos_autoencoder
 python experiments/reconstruct.py --workdir runs/photos_autoencoder --split test
 
-A discriminator joins behind step 1200. Measured: not measured.
+A discriminator joins behind step 1200. Two CPU cores, 6 minutes by processor time. Measured (one
+seed): PSNR 32.15 dB on parts of the photographs that it has not seen (docs/latent_diffusion.md).
 """
 
 from config import AutoencodingConfig, Config, DataConfig, OptimizerConfig
