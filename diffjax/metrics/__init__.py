@@ -4,7 +4,7 @@ from diffjax.metrics.digits import evaluate_digits
 from diffjax.metrics.frechet import Moments, frechet_distance, moments
 from diffjax.metrics.inception import inception_score
 from diffjax.metrics.kernel import cubic, gaussian, kernel_distance
-from diffjax.metrics.neighbours import Scores, duplicates, memorised, nearest, prdc, radii
+from diffjax.metrics.neighbours import Scores, duplicates, memorised, prdc, radii
 from diffjax.metrics.sets import compare_sets
 from diffjax.metrics.uncertainty import jackknife
 
@@ -22,7 +22,6 @@ __all__ = [
     "kernel_distance",
     "memorised",
     "moments",
-    "nearest",
     "prdc",
     "radii",
 ]

@@ -121,14 +121,6 @@ def kth_smallest(distances: np.ndarray, k: int) -> np.ndarray:
     return np.partition(distances, k, axis=1)[:, k]
 
 
-def nearest(queries: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The distance from each query [M, D] to the nearest of the points [N, D]: [M]."""
-    queries, points = _points(queries), _points(points)
-    return np.concatenate(
-        [cdist(queries[rows], points).min(axis=1) for rows in _blocks(len(queries))]
-    )
-
-
 def memorised(generated: np.ndarray, training: np.ndarray, *, share: float = 0.01) -> np.ndarray:
     """Which generated points are nearer to a training point than those usually are to each other.
 
@@ -143,8 +135,16 @@ def memorised(generated: np.ndarray, training: np.ndarray, *, share: float = 0.0
 
     Returns:
       [M] bool.
+
+    Raises:
+      ValueError: vectors of different lengths, or fewer than two of the training set.
     """
-    return nearest(generated, training) < np.quantile(radii(training, 1), share)
+    from sklearn.neighbors import NearestNeighbors
+
+    # by matrix products, an order faster than one distance at a time: sets may be whole data sets
+    search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(_points(training))
+    to_training, to_each_other = search.kneighbors(_points(generated))[0], search.kneighbors()[0]
+    return to_training[:, 0] < np.quantile(to_each_other, share)
 
 
 def duplicates(images: np.ndarray) -> int:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffjax.metrics import duplicates, memorised, nearest, neighbours, prdc, radii
+from diffjax.metrics import duplicates, memorised, neighbours, prdc, radii
 
 
 def brute_force(real, generated, k):
@@ -79,12 +79,11 @@ def test_radii_do_not_count_the_point_itself():
     np.testing.assert_array_equal(radii(points, 2), [3, 2, 2, 2])
 
 
-def test_nearest_is_the_distance_to_the_closest_point(monkeypatch):
-    monkeypatch.setattr(neighbours, "BLOCK", 3)
-    rng = np.random.default_rng(0)
-    queries, points = rng.normal(size=(10, 4)), rng.normal(size=(6, 4))
-    expected = [min(np.linalg.norm(query - point) for point in points) for query in queries]
-    np.testing.assert_allclose(nearest(queries, points), expected)
+def test_memorised_is_what_lies_nearer_than_training_points_to_each_other():
+    training = np.array([[0.0], [1.0], [10.0], [30.0]])  # 1, 1, 9 and 20 from the nearest other
+    generated = np.array([[4.9], [6.5], [5.2], [21.0], [-6.0]])
+    found = memorised(generated, training, share=0.5)  # nearer than (1 + 9) / 2
+    np.testing.assert_array_equal(found, [True, True, True, False, False])
 
 
 def test_copies_are_memorised_and_fresh_data_at_about_the_share():
@@ -111,4 +110,4 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="differ in length"):
         prdc(points, np.zeros([9, 3]), k=1)
     with pytest.raises(ValueError, match=r"expected \[N, D\]"):
-        nearest(np.zeros([4, 2, 2]), points)
+        memorised(np.zeros([4, 2, 2]), points)
