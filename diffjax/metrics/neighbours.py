@@ -141,10 +141,15 @@ def memorised(generated: np.ndarray, training: np.ndarray, *, share: float = 0.0
     """
     from sklearn.neighbors import NearestNeighbors
 
+    generated, training = _points(generated), _points(training)
     # by matrix products, an order faster than one distance at a time: sets may be whole data sets
-    search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(_points(training))
-    to_training, to_each_other = search.kneighbors(_points(generated))[0], search.kneighbors()[0]
-    return to_training[:, 0] < np.quantile(to_each_other, share)
+    search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(training)
+    pairs = (generated, search.kneighbors(generated)), (training, search.kneighbors())
+    # these round: a copy is at no distance
+    to_training, to_each_other = (
+        np.linalg.norm(points - training[found[:, 0]], axis=1) for points, (_, found) in pairs
+    )
+    return to_training < np.quantile(to_each_other, share)
 
 
 def duplicates(images: np.ndarray) -> int:
