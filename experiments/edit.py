@@ -24,12 +24,11 @@ from jax import Array
 import diffjax as dj
 from choices import listed
 from cli import parse_args, prepare_output, run_script
-from diffjax.training.manifest import whole_file
 from embeddings import Embedding, load_embedding
 from jobs import Common, Job, posterior_levels, read_job
 from measurements import Measurement, downsampling, grey
 from model import to_uint8
-from pictures import save_grid
+from pictures import save_archive, save_grid
 from posterior_methods import METHODS, Settings, choose_method, draw_posterior
 from runs import image_shape
 
@@ -383,8 +382,7 @@ def main() -> None:
     output = prepare_output(output, ".npz", ".png")
     rows = [to_uint8(row) for row in command(args, job)]
     if output.suffix == ".npz":
-        with whole_file(output) as draft:
-            np.savez_compressed(draft, images=rows[-1])
+        save_archive(output, rows[-1])
     else:
         save_grid(output, np.concatenate(rows), columns=len(rows[0]))
     print(f"Wrote {len(rows[0])} images in {len(rows)} rows, the last of them new, to {output}")

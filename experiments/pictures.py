@@ -42,6 +42,13 @@ def save_grid(path: Path, images: np.ndarray, columns: int) -> None:
         image_grid(images, columns, scale=fitting_scale(*images.shape[1:3])).save(draft)
 
 
+def save_archive(path: Path, images: np.ndarray, labels: np.ndarray | None = None) -> None:
+    """Write images [N, H, W, C] and, where there are any, their labels [N] as an .npz archive."""
+    told: dict[str, Any] = {} if labels is None else {"labels": labels}
+    with whole_file(path) as draft:
+        np.savez_compressed(draft, images=images, **told)
+
+
 def save_animation(path: Path, frames: Sequence[np.ndarray], columns: int) -> None:
     """Write grids [N, H, W, C], one for each frame, as an animated GIF that rests on its end."""
     # half the size of the grids: noise does not compress

@@ -11,16 +11,14 @@ gets through this autoencoder.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from autoencoding import load_autoencoder, reconstruct_all
 from cli import parse_args, prepare_output, run_script
 from config import load_config
-from diffjax.training.manifest import whole_file
 from model import to_uint8
-from pictures import save_grid
+from pictures import save_archive, save_grid
 from runs import CONFIG_FILE, open_source
 
 COLUMNS = 16
@@ -59,11 +57,9 @@ def main() -> None:
     kept = to_uint8(seen)
     if output.suffix == ".npz":
         examples = [source[i] for i in range(count)]
-        arrays: dict[str, Any] = {"images": kept}
-        if "label" in examples[0]:
-            arrays["labels"] = [each["label"] for each in examples]
-        with whole_file(output) as draft:
-            np.savez_compressed(draft, **arrays)
+        labelled = "label" in examples[0]
+        labels = np.array([each["label"] for each in examples]) if labelled else None
+        save_archive(output, kept, labels)
     else:
         shown = np.stack([source[i]["image"] for i in range(min(COLUMNS, count))])
         save_grid(output, np.concatenate([shown, kept[: len(shown)]]), len(shown))

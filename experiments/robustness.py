@@ -30,9 +30,9 @@ from denoisers import sampling_denoiser
 from diffjax import data
 from diffjax.networks import Functional, classifier
 from diffjax.training import make_mesh
-from diffjax.training.manifest import whole_file
 from diffjax.transforms.editing import tail
 from model import SampleOptions, make_levels, make_schedule
+from pictures import save_archive
 from robustness_pictures import NUM_SHOWN, Accuracies, save_accuracies, save_purification
 from runs import load_run
 
@@ -133,8 +133,8 @@ def split(args: Split) -> None:
     images, labels = all_digits()
     if not 10 <= args.num_train < len(images):
         raise ValueError(f"--num-train is {args.num_train}; it must be 10 to {len(images) - 1}.")
-    with whole_file(prepare_output(args.output, ".npz")) as draft:
-        np.savez_compressed(draft, images=images[: args.num_train], labels=labels[: args.num_train])
+    output = prepare_output(args.output, ".npz")
+    save_archive(output, images[: args.num_train], labels[: args.num_train])
     print(f"Wrote the first {args.num_train} of {len(images)} digits to {args.output}")
 
 

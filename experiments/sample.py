@@ -26,11 +26,10 @@ from denoisers import NO_GUIDES
 from diffjax.core.conditioning import Condition
 from diffjax.solvers import SOLVERS
 from diffjax.training import filled_batch_size, initialize_distributed, make_mesh
-from diffjax.training.manifest import whole_file
 from guidances import Guides
 from latent_space import decoded, load_latent_space
 from model import SampleOptions, count_visits, make_schedule, to_uint8
-from pictures import save_grid
+from pictures import save_archive, save_grid
 from runs import Run, image_shape, load_run
 from samplers import make_sampler
 from steering import Steering, load_guides, parse_labels, steering_options
@@ -159,11 +158,7 @@ def generate_all(
 def write_samples(path: Path, images: np.ndarray, labels: np.ndarray | None, rows: int) -> None:
     """Write an .npz archive, or a .png grid with a row for each class."""
     if path.suffix == ".npz":
-        arrays: dict[str, Any] = {"images": images}
-        if labels is not None:
-            arrays["labels"] = labels
-        with whole_file(path) as draft:
-            np.savez_compressed(draft, **arrays)
+        save_archive(path, images, labels)
         return
     if rows > 1 and len(images) % rows == 0:
         by_class = [images[row::rows] for row in range(rows)]
