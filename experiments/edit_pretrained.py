@@ -62,7 +62,7 @@ class Common(GuidanceArgs):
     """steps from noise to image"""
     solver: str | None = None
     """as of text_to_image.py: by default the model's own"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """of weights and computation"""
     height: int | None = None
     """to which the picture is brought; by default the model's own"""
@@ -357,7 +357,7 @@ def read_job(args: Common) -> Job:
     """Load the model and the picture."""
     shared = _shared(args)
     text_to_image.check_args(shared)
-    folder, mesh = find_folder(args.model), make_mesh()
+    folder, mesh = find_folder(args.model, variant=args.variant), make_mesh()
     with told("loading"):
         parts = load_parts(shared, folder)
     system = guided_system(shared, parts, pipelines.make_system)

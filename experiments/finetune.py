@@ -290,7 +290,7 @@ def main() -> None:
     config, run, workdir = read_command_line(sys.argv[1:])
     initialize_distributed()
     mesh = make_mesh()
-    folder = find_folder(config.model)
+    folder = find_folder(config.model, variant=config.variant)
     parts = load_components(folder, dtype=config.dtype, variant=config.variant)
     tuning = make_tuning(config, parts, folder)
     claim_workdir(workdir, config)

@@ -52,7 +52,7 @@ class Args(GuidanceArgs):
     """steps from noise to the result"""
     solver: str | None = None
     """as of text_to_image.py: by default the model's own"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """of weights and computation"""
     num_frames: int = 16
     """of a video"""
@@ -66,8 +66,8 @@ class Args(GuidanceArgs):
     """how many"""
     batch_size: int = 1
     """computed at once"""
-    motion_adapter: Path | None = None
-    """folder of AnimateDiff's layers, with which a Stable Diffusion makes videos"""
+    motion_adapter: str | None = None
+    """folder or repository of AnimateDiff's layers, for videos by a Stable Diffusion"""
     variant: str | None = None
     """which copy of the weights, such as fp16"""
     output: Path = Path("generated")
@@ -177,11 +177,11 @@ def main() -> None:
     shared = shared_args(args, num_images=args.count)
     text_to_image.check_args(shared)
     keep_compiled()
-    folder = find_folder(args.model)
+    folder = find_folder(args.model, variant=args.variant)
     with told("loading"):
         parts = load_parts(shared, folder)
         if args.motion_adapter is not None:
-            parts = load_motion_adapter(args.motion_adapter, parts)
+            parts = load_motion_adapter(find_folder(args.motion_adapter), parts)
     system = guided_system(shared, parts, partial(make_system, args))
     work = make_work(args, shared, parts, system)
     count = text_to_image.count_at_once(shared)

@@ -15,7 +15,7 @@ from diffjax.networks.image_tokens import ImageTokensConfig
 from diffjax.networks.t2i_adapter import T2IAdapterConfig
 from diffjax.pipelines import Inputs, with_control
 from diffjax.pipelines.image_prompt import clip_pixels, image_prompt
-from diffjax.pretrained import Components, Model, load_model
+from diffjax.pretrained import Components, Model, find_folder, load_model
 from diffjax.pretrained.ip_adapter import IMAGE_TOKENS
 from diffjax.pretrained.safety import load_safety_checker, unsafe
 
@@ -75,13 +75,16 @@ def read_embedding(file: Path, config: Any) -> np.ndarray:
     return embedding.reshape(1, -1)
 
 
-def with_steering(parts: Components, folders: Sequence[Path], **options: Any) -> Components:
+def with_steering(parts: Components, folders: Sequence[str], **options: Any) -> Components:
     """Parts with the ControlNets and T2I-Adapters of some folders, in the place of their own.
 
-    options: of `load_model`.
+    Args:
+      folders: or names of repositories.
+      **options: of `load_model`.
     """
     others = {name: each for name, each in parts.models.items() if not _steers(each.config)}
-    found = {f"control_{i}": load_model(folder, **options) for i, folder in enumerate(folders)}
+    load = lambda folder: load_model(find_folder(folder), **options)
+    found = {f"control_{i}": load(folder) for i, folder in enumerate(folders)}
     for model, folder in zip(found.values(), folders):
         if not _steers(model.config):
             raise ValueError(f"--controlnet {folder} is neither a ControlNet nor a T2I-Adapter")

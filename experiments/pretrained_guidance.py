@@ -5,6 +5,7 @@
 --guidance autoguidance --weaker FOLDER --guidance-scale 2
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -72,6 +73,9 @@ def check_guidance(args: GuidanceArgs) -> None:
     check_interval(args.guidance_interval)
     guidance = build("guidance", args.guidance, GUIDANCES)
     read(args)
+    if args.guidance == "classifier_free" and args.guidance_scale == 0.0:
+        what = "shows what the model makes without the prompt; 1 is off"
+        warnings.warn(f"--guidance-scale 0 {what}", stacklevel=2)
     if guidance.checkpoint is not None:
         raise ValueError("a saved model has no checkpoints; give autoguidance a --weaker FOLDER")
     if (guidance.weaker == "checkpoint") != (args.weaker is not None):

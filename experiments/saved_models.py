@@ -67,7 +67,7 @@ def load_parts(args: Args, folder: Path) -> Components:
 
 def load_refiner(args: Args, parts: Components) -> Components:
     """The parts of the refiner; its latents are those of the model's own autoencoder."""
-    folder = find_folder(args.refiner or "")
+    folder = find_folder(args.refiner or "", variant=args.variant)
     _, names, _ = read_model_index(folder)
     models = parts.models
     if not {"unet", "vae"} <= models.keys() or not {"unet", "vae"} <= names.keys():

@@ -152,7 +152,7 @@ def main() -> None:
     args = merge_line(given)
     check_args(args)
     keep_compiled()
-    folder, count = find_folder(args.model), count_at_once(args)
+    folder, count = find_folder(args.model, variant=args.variant), count_at_once(args)
     with told("loading"):
         parts = load_parts(args, folder)
         refiner = None if args.refiner is None else load_refiner(args, parts)

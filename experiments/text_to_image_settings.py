@@ -34,7 +34,7 @@ class Args(GuidanceArgs):
     solver: str | None = None
     """by default the model's own; the class of another scheduler (EulerDiscreteScheduler), or a
     solver of diffjax (dpmpp_2m, unipc, ddim(eta=0.5), ...) on the model's own grid"""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """of weights and computation"""
     height: int | None = None
     """by default the model's own"""
@@ -60,14 +60,14 @@ class Args(GuidanceArgs):
     """how much that counts"""
     image_encoder: Path | None = None
     """folder of CLIP's image encoder; by default MODEL/image_encoder"""
-    controlnet: tuple[Path, ...] = ()
-    """folders of ControlNets and T2I-Adapters"""
+    controlnet: tuple[str, ...] = ()
+    """folders or repositories of ControlNets and T2I-Adapters"""
     control_image: tuple[Path, ...] = ()
     """what they see, a picture for each: edges, poses, depths"""
     controlnet_scale: tuple[float, ...] = (1.0,)
     """how much that counts, one number for all or one for each"""
     refiner: str | None = None
-    """folder of a model on the same latents that goes on where this one stops, as SDXL's refiner"""
+    """folder or repository of a model on the same latents that goes on where this one stops"""
     refiner_start: float = 0.8
     """which part of the way the model itself denoises, in (0, 1)"""
     prior_steps: int = 25

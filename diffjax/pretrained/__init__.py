@@ -1,7 +1,8 @@
 """Saved models of other libraries as configurations and params, without torch."""
 
-from diffjax.pretrained.components import Components, find_folder, load_components
+from diffjax.pretrained.components import Components, load_components
 from diffjax.pretrained.folders import read_config, read_tensors
+from diffjax.pretrained.hub import find_folder
 from diffjax.pretrained.inception import load_inception
 from diffjax.pretrained.models import Model, load_model, save_model
 from diffjax.pretrained.prompts import emphasize, parse_emphasis

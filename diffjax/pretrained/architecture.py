@@ -60,6 +60,7 @@ class Architecture(NamedTuple):
       write: the inverse of `read`, the values of its keys from a configuration.
       same: a configuration of the same network in the spelling in which it is read; what only
         training needs is left out.
+      overflows: whether the weights of a configuration make numbers too large for float16.
     """
 
     class_name: str
@@ -73,6 +74,7 @@ class Architecture(NamedTuple):
     read: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda saved: {}
     write: Callable[[Any], Mapping[str, Any]] = lambda config: {}
     same: Callable[[Any], Any] = lambda config: config
+    overflows: Callable[[Any], bool] = lambda config: False
 
 
 def read_settings(architecture: Architecture, settings: Mapping[str, Any], **options: Any) -> Any:

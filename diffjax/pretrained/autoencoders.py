@@ -65,6 +65,7 @@ _AUTOENCODER_KL = Architecture(
         "use_post_quant_conv": Key(True, "post_quant_conv"),
     },
     present=present_name,
+    overflows=lambda config: config.force_upcast,
 )
 
 _VQ_MODEL = Architecture(

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from diffjax.networks.functional import Params
-from diffjax.pretrained.folders import read_json
+from diffjax.pretrained.folders import copies_of, read_json
 from diffjax.pretrained.models import Model, load_model
 from diffjax.pretrained.schedulers import SCHEDULER_FILE, Scheduler, read_scheduler
 from diffjax.pretrained.single_file import SingleFile
@@ -105,7 +105,7 @@ def load_components(
     Args:
       folder: holds model_index.json.
       dtype, param_dtype, variant, mesh, rules: of the networks, see `load_model`. Parts without
-        files of the variant are read without it.
+        files of the variant are read without it, if any part has them.
       only: names of the parts to read; by default all but safety checkers and the like.
       single_file: the weights of all networks, in the layout of latent diffusion's first releases;
         the folder then needs none.
@@ -120,7 +120,10 @@ def load_components(
     options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
     places: dict[str, Any] = {"mesh": mesh, "rules": rules}
     whole = None if single_file is None else SingleFile(single_file)
-    for part in _chosen(folder, parts, only):
+    chosen = _chosen(folder, parts, only)
+    if whole is None and variant is not None:
+        _require_variant(folder, chosen, variant)
+    for part in chosen:
         place, kind = folder / part, parts[part]
         if not place.is_dir():
             raise FileNotFoundError(f"{folder / MODEL_INDEX} names {part}, but {place} is missing")
@@ -131,44 +134,13 @@ def load_components(
         else:
             models[part] = load_model(
                 place,
-                variant=_variant_of(place, variant),
+                variant=variant if variant in _copies_in(place) else None,
                 class_name=kind,
                 tensors=None if whole is None else partial(whole.tensors, part),
                 **options,
                 **places,
             )
     return Components(name, settings, models, tokenizers, schedulers)
-
-
-def find_folder(name: str | Path, *, revision: str | None = None) -> Path:
-    """A folder itself, or the local copy of a Hugging Face repository of that name.
-
-    A repository that is not in the local cache is downloaded, if the package huggingface_hub is
-    there and the hub can be reached; of its weights only safetensors, never pickles.
-
-    Raises:
-      FileNotFoundError: there is no such folder, and no such repository can be had.
-    """
-    folder = Path(name).expanduser()
-    if folder.exists() or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{name} is not a folder")
-        return folder
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise FileNotFoundError(
-            f"{name} is not a folder here; to fetch a repository of that name from the hub, "
-            "pip install 'diffjax[hub]'"
-        ) from error
-    wanted = ["*.json", "*.txt", "*.model", "*/*.safetensors"]
-    try:
-        return Path(snapshot_download(str(name), revision=revision, allow_patterns=wanted))
-    except Exception as error:
-        raise FileNotFoundError(
-            f"{name} is neither a folder here nor in the local cache, and the hub did not give "
-            f"it: {type(error).__name__}"
-        ) from error
 
 
 def _chosen(
@@ -191,9 +163,16 @@ def _require_inside(folder: Path, part: str) -> None:
         raise ValueError(f"{folder / MODEL_INDEX} names a part outside its folder: {part!r}")
 
 
-def _variant_of(place: Path, variant: str | None) -> str | None:
-    has = variant is not None and any(place.glob(f"*.{variant}*.safetensors"))
-    return variant if has else None
+def _copies_in(place: Path) -> Mapping[str | None, Any]:
+    return copies_of(file.name for file in place.glob("*.safetensors"))
+
+
+def _require_variant(folder: Path, parts: Collection[str], variant: str) -> None:
+    """A variant of which no part has files is a mistake, not a wish for the other weights."""
+    there = {name for part in parts for name in _copies_in(folder / part)}
+    if variant not in there:
+        named = ", ".join(sorted(name for name in there if name)) or "none"
+        raise FileNotFoundError(f"{folder} holds no variant {variant!r}; there is {named}")
 
 
 def _no_index(folder: Path) -> str:

@@ -101,6 +101,8 @@ _PIXART = Architecture(
         "attention_type": Key("default", only=("default",)),
     },
     names={**FEED_FORWARD, "adaln_single.emb": "emb"},
+    # a caption that only training saw, in the published files
+    present=lambda name: None if name == "caption_projection.y_embedding" else name,
 )
 
 _OLD_PIXART = _PIXART._replace(

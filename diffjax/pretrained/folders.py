@@ -5,12 +5,15 @@ diffusion_pytorch_model.safetensors            or model.safetensors
 diffusion_pytorch_model.fp16.safetensors       a variant: another copy of the same weights
 model-00001-of-00002.safetensors, ...          one copy in several files, shards,
 model.safetensors.index.json                   with an index: {"weight_map": {tensor: file}}
+
+Beside these, files of other names are left alone: some folders hold the same weights in the layout
+of other programs too.
 """
 
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,9 @@ from diffjax.pretrained.tensor_files import (
 )
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+# how diffusers and transformers begin the names of their files
+STEMS = ("diffusion_pytorch_model", "model")
 
 # stem, variant (".fp16"), shard ("-00001-of-00002"); older files have the variant behind the shard
 _FILE = re.compile(r"(?P<stem>[^.]+?)(\.(?P<early>[\w-]+?))?(?P<shard>-\d{5}-of-\d{5})?"
@@ -77,11 +83,8 @@ def weight_files(folder: str | Path, *, variant: str | None = None) -> list[Path
       ValueError: there are several copies to choose from, or an index names a file elsewhere.
     """
     folder = Path(folder)
-    copies: dict[str | None, list[Path]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        found = _FILE.fullmatch(file.name)
-        name = (found["early"] or found["late"]) if found else None
-        copies.setdefault(name, []).append(file)
+    named = copies_of(file.name for file in folder.glob("*.safetensors"))
+    copies = {name: [folder / file for file in files] for name, files in named.items()}
     if not copies:
         raise FileNotFoundError(_nothing_to_read(folder))
     if variant is None and None not in copies:
@@ -93,6 +96,21 @@ def weight_files(folder: str | Path, *, variant: str | None = None) -> list[Path
         raise FileNotFoundError(f"{folder} holds no variant {variant!r}; there is {there}")
     _require_all_shards(folder, copies[variant])
     return copies[variant]
+
+
+def copies_of(names: Iterable[str]) -> dict[str | None, list[str]]:
+    """The files of each copy of the weights, by its variant; None is the one without.
+
+    >>> copies_of(["model.fp16.safetensors", "model.safetensors", "of_others.safetensors"])
+    {'fp16': ['model.fp16.safetensors'], None: ['model.safetensors']}
+    """
+    found = {name: _FILE.fullmatch(name) for name in sorted(names)}
+    known = {name: match for name, match in found.items() if match and match["stem"] in STEMS}
+    copies: dict[str | None, list[str]] = {}
+    for name, match in (known or found).items():
+        variant = (match["early"] or match["late"]) if match else None
+        copies.setdefault(variant, []).append(name)
+    return copies
 
 
 def write_tensors(

@@ -6,6 +6,7 @@
 | --- | --- |
 | diffusers, PEFT | unet.mid_block.attn1.to_k.lora_A.weight, ...lora_B.weight |
 | diffusers, older | unet.mid_block.attn1.processor.to_k_lora.down.weight, ...up.weight |
+| the same, of texts | text_encoder.text_model. ... .self_attn.to_k_lora.down.weight, ... |
 | kohya | lora_unet_mid_block_attn1_to_k.lora_down.weight, ...lora_up.weight, ...alpha |
 | kohya, SDXL | lora_unet_middle_block_1_attn1_to_k.lora_down.weight, ... |
 
@@ -50,6 +51,12 @@ _PARTS = {
     "lora_te2_": "text_encoder_2",
 }
 
+# older names of the projections of text encoders -> transformers'
+_OF_TEXTS = {
+    **{f"self_attn.to_{each}": f"self_attn.{each}_proj" for each in "qkv"},
+    "self_attn.to_out": "self_attn.out_proj",
+}
+
 # in front of all names that PEFT writes, and its settings beside the file
 _PEFT = "base_model.model."
 _PEFT_SETTINGS = "adapter_config.json"
@@ -61,7 +68,7 @@ _SETTINGS_NOTE = "lora_adapter_metadata"
 _ENDS = re.compile(
     r"(?P<module>.+?)(?:_lora|\.lora_linear_layer|\.lora)?"
     r"(?:\.(?P<down>lora_A|lora_down|down)|\.(?P<up>lora_B|lora_up|up)|\.(?P<alpha>alpha))"
-    r"(?:\.default)?(?:\.weight)?"
+    r"(?:\.default(?:_\d+)?)?(?:\.weight)?"
 )
 
 
@@ -93,7 +100,7 @@ def load_lora(path: str | Path, models: Mapping[str, Model]) -> Lora:
 
     Raises:
       UnsupportedError: a tensor is for no module of the networks, or of a kind without down and up.
-      ValueError: the file is damaged or holds something else, or shapes do not fit.
+      ValueError: the file is damaged, empty or holds something else, or shapes do not fit.
     """
     tensors = read_tensor_file(path)
     settings = _read_settings(Path(path), beside=any(name.startswith(_PEFT) for name in tensors))
@@ -121,12 +128,16 @@ def lora_of(
             raise UnsupportedError(f"{source}: {name} is neither down, up nor alpha of a LoRA")
         kind = next(kind for kind in ("down", "up", "alpha") if match[kind])
         found.setdefault(match["module"], {})[kind] = np.asarray(tensor)
+    if not found:
+        raise ValueError(f"{source} holds no tensors")
     known = {part: _modules(model) for part, model in models.items()}
     lora: Lora = {}
     strange = []
     for module, parts in found.items():
+        if lacks := [end for end in ("down", "up") if end not in parts]:
+            raise ValueError(f"{source}: {module} has no {' and no '.join(lacks)}")
         place = _place(module, known)
-        if place is None or not {"down", "up"} <= parts.keys():
+        if place is None:
             strange.append(module)
             continue
         part, route = place
@@ -136,7 +147,7 @@ def lora_of(
     if strange:
         raise UnsupportedError(
             f"{source}: {len(strange)} of {len(found)} modules are not in the networks "
-            f"{', '.join(models)}: {', '.join(strange[:5])}"
+            f"{', '.join(models)}: {', '.join(strange[:5])}. Was it trained for another model?"
         )
     return lora
 
@@ -174,8 +185,10 @@ def _modules(model: Model) -> dict[str, tuple[str, ...]]:
     is_unet = isinstance(model.config, UNetConfig)
     old = {here: there for there, here in unet_names(model.config).items()} if is_unet else {}
     names, in_old_blocks = {}, renamer(old)
+    in_old_texts = renamer({here: there for there, here in _OF_TEXTS.items()})
     for route, stored in module_names(model).items():
-        for name in (stored, re.sub(r"\bto_out\.0$", "to_out", stored), in_old_blocks(stored)):
+        plain = re.sub(r"\bto_out\.0$", "to_out", stored)
+        for name in (stored, plain, in_old_blocks(stored), in_old_texts(stored)):
             for each in (name, name.removeprefix("text_model.")):
                 names[each] = names[each.replace(".", "_")] = route
     return names
@@ -183,7 +196,7 @@ def _modules(model: Model) -> dict[str, tuple[str, ...]]:
 
 def _place(module: str, known: Mapping[str, Mapping[str, tuple]]) -> tuple[str, tuple] | None:
     """The part and the path that a module's name in a file means."""
-    module = module.removeprefix(_PEFT)
+    module = module.replace(_PEFT, "", 1)
     for beginning, part in _PARTS.items():
         rest = module.removeprefix(beginning)
         if rest != module and rest in known.get(part, ()):
@@ -214,7 +227,9 @@ def _alpha(
     """alpha of a change: its own, or what the settings say, or its rank."""
     rank = len(tensors["down"])
     if "alpha" in tensors:
-        return float(tensors["alpha"])
+        if tensors["alpha"].size != 1:
+            raise ValueError(f"{module}: alpha has the shape {tensors['alpha'].shape}; one number")
+        return float(tensors["alpha"].reshape(()))
     setting = lambda name: settings.get(f"{part}.{name}", settings.get(name))
     alpha = setting("lora_alpha") or rank
     for pattern, other in (setting("alpha_pattern") or {}).items():

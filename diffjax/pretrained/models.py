@@ -1,6 +1,7 @@
 """Folders of saved networks as (config, network, params), and back."""
 
 import contextlib
+import dataclasses
 import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +87,8 @@ def load_model(
 
     Args:
       folder: holds config.json and one or more *.safetensors.
-      dtype: of the computation in the network.
+      dtype: of the computation in the network; float32 in the place of float16 where that is known
+        to overflow, in T5 and in autoencoders whose folder says so (force_upcast).
       param_dtype: to which the stored floating tensors are cast.
       variant: which of several copies of the weights, such as "fp16"; see `read_tensors`.
       class_name: in the place of the one that config.json names.
@@ -102,6 +104,8 @@ def load_model(
     settings = read_config(folder) if settings is None else settings
     name = class_name or _class_name(settings, folder)
     architecture, config = _recognise(name, settings, dtype=dtype, param_dtype=param_dtype)
+    if dtype == "float16" and architecture.overflows(config):
+        config = dataclasses.replace(config, dtype="float32")
     # before the network is built: the disk is at work meanwhile
     found = tensors(config) if tensors else read_tensors(folder, variant=variant)
     network = architecture.build(config)

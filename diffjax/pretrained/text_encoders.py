@@ -234,6 +234,7 @@ def _t5(*, gated: bool) -> Architecture:
             "encoder.block": "block",
         },
         present=_t5_present,
+        overflows=lambda config: True,
     )
 
 

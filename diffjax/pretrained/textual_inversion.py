@@ -92,6 +92,8 @@ def with_word(
     if not isinstance(model.config, CLIPTextConfig):
         raise ValueError(f"{encoder} is no encoder of CLIP, whose words these files hold")
     table = model.params["token_embedding"]["embedding"]
+    if vectors.ndim not in (1, 2):
+        raise ValueError(f"{word} has the shape {vectors.shape}; vectors are [N, D] or [D]")
     vectors = vectors.reshape(-1, vectors.shape[-1])
     if vectors.shape[-1] != table.shape[-1]:
         raise ValueError(

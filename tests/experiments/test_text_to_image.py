@@ -91,6 +91,16 @@ def test_a_sampler_in_one_file_needs_jax_alone(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_makes_nearly_the_same_pictures(monkeypatch, tmp_path, dtype):
+    model = tiny_systems.save_stable_diffusion(tmp_path / "model")
+    words = ["--model", str(model), "--prompt", "a cat", "--num-steps", "2"]
+    half, _ = make(monkeypatch, tmp_path / "a", *words, "--dtype", dtype)["000000_0000.png"]
+    whole, _ = make(monkeypatch, tmp_path / "b", *words)["000000_0000.png"]
+    assert np.abs(half.astype(int) - whole).mean() < 3
+
+
+@pytest.mark.slow
 def test_a_watermark_is_in_the_pixels(monkeypatch, tmp_path):
     words = ["--prompt", "a cat", "--num-steps", "1", "--height", "96", "--width", "96"]
     plain, _ = make(monkeypatch, tmp_path / "a", *words)["000000_0000.png"]

@@ -2,9 +2,10 @@ import json
 import pickle
 
 import pytest
+from safetensors.numpy import save_file
 
 from diffjax.pretrained import UnsupportedError
-from diffjax.pretrained.components import find_folder, load_components, read_model_index
+from diffjax.pretrained.components import load_components, read_model_index
 
 
 def write_index(folder, **entries):
@@ -79,9 +80,13 @@ def test_what_is_missing_is_named(tmp_path):
         load_components(tmp_path)
 
 
-def test_a_folder_is_taken_as_it_is_and_a_path_never_for_a_repository(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert find_folder(tmp_path) == tmp_path
-    for name in ("./none", "/no/where", "one-word", "a/b/c"):
-        with pytest.raises(FileNotFoundError, match="is not a folder"):
-            find_folder(name)
+def test_a_variant_that_no_part_has_is_refused(tmp_path):
+    write_index(tmp_path, unet=["diffusers", "UNet2DModel"], vae=["diffusers", "AutoencoderKL"])
+    for part, ending in (("unet", ".fp16"), ("vae", "")):
+        (tmp_path / part).mkdir()
+        save_file({}, tmp_path / part / f"diffusion_pytorch_model{ending}.safetensors")
+    with pytest.raises(FileNotFoundError, match="no variant 'fp61'; there is fp16"):
+        load_components(tmp_path, variant="fp61")
+    # one part has it: what is wrong is found later, in the part itself
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        load_components(tmp_path, variant="fp16")

@@ -24,9 +24,17 @@ def test_shards_are_joined_and_variants_left_out(tmp_path):
     assert names(tmp_path) == shards
     assert names(tmp_path, variant="fp16") == ["model.fp16.safetensors"]
     assert set(read_tensors(tmp_path)) == {"0", "1"}
-    save_file({"0": np.ones(2)}, tmp_path / "other.safetensors")
+    save_file({"0": np.ones(2)}, tmp_path / shards[1])
     with pytest.raises(ValueError, match="repeats tensors"):
         read_tensors(tmp_path)
+
+
+def test_weights_in_the_layout_of_others_are_left_alone(tmp_path):
+    """As beside SDXL's repaired autoencoder; where there is no other file, any name will do."""
+    write(tmp_path, "sdxl_vae.safetensors")
+    assert names(tmp_path) == ["sdxl_vae.safetensors"]
+    write(tmp_path, "diffusion_pytorch_model.safetensors", "sdxl.vae.safetensors")
+    assert names(tmp_path) == ["diffusion_pytorch_model.safetensors"]
 
 
 @pytest.mark.parametrize("pattern", ["m.fp16-0000{}-of-00002", "m-0000{}-of-00002.fp16"])

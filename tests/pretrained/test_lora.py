@@ -67,6 +67,10 @@ def kernel(params):
             f"text_encoder.{MODULE}.lora_linear_layer.up.weight",
         ),
         (
+            f"text_encoder.base_model.model.{MODULE}.lora_A.default_0.weight",
+            f"text_encoder.base_model.model.{MODULE}.lora_B.default_0.weight",
+        ),
+        (
             "lora_te_" + MODULE.replace(".", "_") + ".lora_down.weight",
             "lora_te_" + MODULE.replace(".", "_") + ".lora_up.weight",
         ),
@@ -165,15 +169,41 @@ def test_notes_that_are_no_settings_are_refused(model, tmp_path, note):
         load_lora(path, {"text_encoder": model})
 
 
+@pytest.mark.parametrize(("old", "new"), [("to_q", "to_q"), ("to_out", "to_out 0")])
+def test_projections_of_texts_have_older_names(model, tmp_path, old, new):
+    name = f"text_encoder.text_model.encoder.layers.0.self_attn.{old}_lora"
+    ends = {f"{name}.down.weight": np.ones((2, 6)), f"{name}.up.weight": np.ones((6, 2))}
+    save_file(ends, tmp_path / "lora.safetensors")
+    lora = load_lora(tmp_path / "lora.safetensors", {"text_encoder": model})
+    assert list(lora["text_encoder"]) == [tuple(f"layers 0 attn1 {new} kernel".split())]
+
+
+def test_files_without_whole_changes_are_refused(model, tmp_path):
+    a, b = down_and_up()
+    name = f"text_encoder.{MODULE}"
+    whole = {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+    for tensors, reason in (
+        ({}, "holds no tensors"),
+        ({f"{name}.lora_A.weight": a}, f"{name} has no up"),
+        ({**whole, f"{name}.alpha": np.ones(2)}, "alpha has the shape"),
+    ):
+        save_file(tensors, tmp_path / "lora.safetensors")
+        with pytest.raises(ValueError, match=reason):
+            load_lora(tmp_path / "lora.safetensors", {"text_encoder": model})
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("text_encoder.text_model.encoder.layers.7.mlp.fc1.lora_A.weight", "1 of 1 modules"),
-        (f"text_encoder.{MODULE}.hada_w1_a", "neither down, up nor alpha"),
+        ("text_encoder.text_model.encoder.layers.7.mlp.fc1", "1 of 1 modules .*another model"),
+        (f"text_encoder.{MODULE}.hada_w1", "neither down, up nor alpha"),
     ],
 )
 def test_what_fits_no_module_is_named(model, tmp_path, name, reason):
-    save_file({name: down_and_up()[0]}, tmp_path / "lora.safetensors")
+    tensors = {f"{name}.lora_{end}.weight": each for end, each in zip("AB", down_and_up())}
+    if "hada" in name:
+        tensors = {f"{name}_a": down_and_up()[0]}
+    save_file(tensors, tmp_path / "lora.safetensors")
     with pytest.raises(UnsupportedError, match=reason):
         load_lora(tmp_path / "lora.safetensors", {"text_encoder": model})
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from diffjax.networks import UNetConfig, ddpm_celeba64, ddpm_cifar10, unet
+from diffjax.networks.autoencoder_kl import AutoencoderKLConfig, autoencoder_kl
 from diffjax.networks.controlnet import sd1_controlnet
 from diffjax.networks.unet_latent_presets import sd1_unet, sd2_unet, sdxl_unet
 from diffjax.pretrained import UnsupportedError, load_model, read_config, read_tensors, save_model
@@ -48,6 +50,30 @@ def test_a_tensor_that_is_not_there_is_named(tmp_path):
     (folder / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=r"missing .*body\.0\.resnets\.2\.block1\.bias"):
         load_model(folder)
+
+
+def test_a_caption_that_only_training_saw_is_not_needed(tmp_path):
+    """The published files of PixArt have it."""
+    source = REFERENCES.parent / "pipelines" / "pixart_alpha" / "pipeline" / "transformer"
+    stored = {name: np.asarray(tensor) for name, tensor in read_tensors(source).items()}
+    stored["caption_projection.y_embedding"] = np.ones((120, 32), np.float32)
+    save_file(stored, tmp_path / "diffusion_pytorch_model.safetensors")
+    shutil.copy(source / "config.json", tmp_path)
+    found, expected = load_model(tmp_path).params, load_model(source).params
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("upcast", [True, False])
+def test_what_overflows_in_half_precision_is_computed_in_float32(upcast, tmp_path):
+    shape = {"block_out_channels": (8,), "num_groups": 4, "layers_per_block": 1}
+    config = AutoencoderKLConfig(
+        **shape, attention=(False,), up_attention=(False,), force_upcast=upcast
+    )
+    save_model(tmp_path, config, autoencoder_kl(config).init(jax.random.key(0)))
+    found = load_model(tmp_path, dtype="float16", param_dtype="float16")
+    assert found.config.dtype == ("float32" if upcast else "float16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(found.params)} == {np.dtype("float16")}
+    assert load_model(tmp_path, dtype="bfloat16").config.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,11 @@ def test_files_without_a_word_give_it_their_name(parts, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "size", "reason"),
-    [("<toy>", 5, "another model"), ("clip_g", 6, "the system lacks")],
+    [
+        ("<toy>", 5, "another model"),
+        ("<toy>", (), "vectors are"),
+        ("clip_g", 6, "the system lacks"),
+    ],
 )
 def test_vectors_that_do_not_fit_are_refused(parts, tmp_path, name, size, reason):
     save_file({name: np.ones(size, np.float32)}, tmp_path / "toy.safetensors")
