@@ -257,6 +257,17 @@ def _prior(case: Case) -> dict[str, np.ndarray]:
     }
 
 
+def _image_and_text(case: Case) -> dict[str, np.ndarray]:
+    model, image = load_model(case.checkpoint), case.inputs["image_embeddings"]
+    # no image first, as in the two halves of guidance
+    has_image = np.repeat([0.0, 1.0], len(image))
+    text = case.inputs["prompt_embeds"], case.inputs["text_encoder_hidden_states"]
+    told = jax.jit(model.network.apply)(
+        model.params, np.tile(image, (2, 1)), *text, has_image=has_image
+    )
+    return told._asdict()
+
+
 def _text(case: Case) -> dict[str, np.ndarray]:
     names = {"context": "encoder_hidden_states", "pooled": "pooled_projections"}
     return {name: case.inputs[theirs] for name, theirs in names.items()}
@@ -285,6 +296,7 @@ NETWORKS = {
         _dit(case) if "class_labels" in case.inputs else _pixart(case)
     ),
     "UNet1DModel": _unet1d,
+    "UnCLIPTextProjModel": _image_and_text,
     "UNet2DConditionModel": _unet_condition,
     "UNet2DModel": _unet2d,
     "UNet3DConditionModel": _unet_video,

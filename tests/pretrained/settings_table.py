@@ -325,4 +325,35 @@ ROWS = {
         },
         {"sample": (2, 5, 16), **CLOCK},
     ),
+    "waveforms: attention on two levels down and one up, sines first, other channels": (
+        "UNet1DModel",
+        {
+            "sample_size": 48, "in_channels": 3, "out_channels": 5, "extra_in_channels": 6,
+            "time_embedding_dim": 6, "flip_sin_to_cos": False, "block_out_channels": [32, 64, 96],
+            "down_block_types": ["DownBlock1DNoSkip", "AttnDownBlock1D", "AttnDownBlock1D"],
+            "up_block_types": ["UpBlock1D", "AttnUpBlock1D", "UpBlock1DNoSkip"],
+            "mid_block_type": "UNetMidBlock1D", "out_block_type": None,
+        },
+        {"sample": (2, 3, 48), "timestep": np.array([0.1, 0.9], np.float32)},
+    ),
+    "LDMBert: more features in the heads than outside, another activation": (
+        "LDMBertModel",
+        {
+            "vocab_size": 90, "max_position_embeddings": 9, "d_model": 12, "encoder_layers": 2,
+            "encoder_ffn_dim": 20, "encoder_attention_heads": 5, "head_dim": 6,
+            "activation_function": "relu", "scale_embedding": True, "pad_token_id": 3,
+        },
+        {"input_ids": WORDS},
+    ),
+    "unCLIP: three tokens of other features": (
+        "UnCLIPTextProjModel",
+        {
+            "clip_extra_context_tokens": 3, "clip_embeddings_dim": 10, "time_embed_dim": 14,
+            "cross_attention_dim": 12,
+        },
+        {
+            "image_embeddings": (2, 10), "prompt_embeds": (4, 10),
+            "text_encoder_hidden_states": (4, 7, 10),
+        },
+    ),
 }  # fmt: skip

@@ -4,6 +4,7 @@ Each row puts several of them into one small network with random weights, which 
 loaded here.
 """
 
+import importlib
 import inspect
 
 import jax
@@ -17,6 +18,12 @@ pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-5
 
+
+# classes of diffusers that it does not name itself
+INSIDE = {
+    "LDMBertModel": "diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion",
+    "UnCLIPTextProjModel": "diffusers.pipelines.deprecated.unclip.text_proj",
+}
 
 # arguments that diffusers takes in one table
 ADDED = ("text_embeds", "time_ids", "image_embeds", "resolution", "aspect_ratio")
@@ -58,12 +65,12 @@ def drawn(given):
 def random_model(torch, class_name, settings):
     """A network whose parameters are all random, those that start at zero or one too."""
     diffusers, transformers = (pytest.importorskip(each) for each in ("diffusers", "transformers"))
+    inside = [importlib.import_module(INSIDE[class_name])] if class_name in INSIDE else []
+    rooms = [room for room in (diffusers, transformers, *inside) if hasattr(room, class_name)]
+    make = getattr(rooms[0], class_name)
     torch.manual_seed(0)
-    if hasattr(diffusers, class_name):
-        model = getattr(diffusers, class_name)(**settings)
-    else:
-        make = getattr(transformers, class_name)
-        model = make(make.config_class(**settings))
+    of_transformers = issubclass(make, transformers.PreTrainedModel)
+    model = make(make.config_class(**settings)) if of_transformers else make(**settings)
     for name, parameter in model.named_parameters():
         size, spread = parameter.shape, torch.randn(parameter.shape)
         if len(size) > 1:
@@ -76,6 +83,9 @@ def random_model(torch, class_name, settings):
 
 def outputs(class_name, model, given):
     """What a network makes of its arguments, by the names of the reference cases."""
+    if class_name == "UnCLIPTextProjModel":
+        context, labels = model(**given, do_classifier_free_guidance=True)
+        return {"context": context, "labels": labels}
     if class_name == "SpeechT5HifiGan":
         return {"waveform": model(**given)}
     if class_name in ("AutoencoderKL", "AutoencoderTiny", "VQModel"):
