@@ -76,7 +76,7 @@ def _check_numbers(part: Any, prefix: str = "--") -> None:
             raise ValueError(f"{flag} is {value}; seeds are 0 to 2^63 - 1.")
 
 
-def prepare_output(path: Path, *suffixes: str) -> Path:
+def prepare_output(path: Path, *suffixes: str, flag: str = "--output") -> Path:
     """Make the folder of an output; refuse before any work what could not be written after it.
 
     Raises:
@@ -85,11 +85,11 @@ def prepare_output(path: Path, *suffixes: str) -> Path:
     """
     if path.suffix not in suffixes:
         expected = " or ".join(f"FILE{suffix}" for suffix in suffixes)
-        raise ValueError(f"--output is {path}; expected {expected}.")
+        raise ValueError(f"{flag} is {path}; expected {expected}.")
     with contextlib.suppress(FileExistsError, NotADirectoryError):
         path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"--output is {path}, which cannot be written.")
+        raise PermissionError(f"{flag} is {path}, which cannot be written.")
     return path
 
 

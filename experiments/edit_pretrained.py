@@ -171,7 +171,7 @@ def img2img(args: Img2img, job: Job) -> Array:
 def inpaint(args: Inpaint, job: Job) -> Array:
     mask = read_mask_or_picture(args.mask, job.size)
     mask = job.place(np.tile(mask[None, ..., None].astype(np.float32), (len(job.keys), 1, 1, 1)))
-    if extra_channels(job) == 5:
+    if saved_models.extra_channels(job.parts, job.system) == 5:
         if args.strength != 1.0:
             raise ValueError(f"--strength is {args.strength:g}; this model paints from noise alone")
         hole = lambda params, keys, conditions, images, mask: pipelines.with_hole(
@@ -306,16 +306,10 @@ COMMANDS: dict[type, Command] = {
 }
 
 
-def extra_channels(job: Job) -> int:
-    """How many channels the network takes beside those of the latents."""
-    model = job.parts.models.get("unet")
-    latents = job.system.latent_shape(*job.size)[-1]
-    return 0 if model is None else model.config.in_channels - latents
-
-
 def check_job(args: Common, job: Job) -> None:
     """Refuse a command that the model was not made for."""
-    extra, varies = extra_channels(job), "image_encoder" in job.parts.models
+    extra = saved_models.extra_channels(job.parts, job.system)
+    varies = "image_encoder" in job.parts.models
     fits = extra in COMMANDS[type(args)].extra and (varies or not isinstance(args, Vary))
     if not fits or (varies and not isinstance(args, Vary)):
         can = [

@@ -125,7 +125,7 @@ def main() -> None:
     if args.save_features is not None:
         if args.reference is None:
             raise ValueError("--save-features is given, but no --reference whose they are.")
-        prepare_output(args.save_features, ".npz")
+        prepare_output(args.save_features, ".npz", flag="--save-features")
     reference = args.reference
     measured = measure_digits(args) if reference is None else measure_set(args, reference)
     figures = {name: float(value) for name, value in measured.items()}

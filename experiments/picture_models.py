@@ -88,6 +88,12 @@ def with_steering(parts: Components, folders: Sequence[str], **options: Any) -> 
     for model, folder in zip(found.values(), folders):
         if not _steers(model.config):
             raise ValueError(f"--controlnet {folder} is neither a ControlNet nor a T2I-Adapter")
+        here, there = _told(parts.models.get("unet")), _told(model)
+        if isinstance(model.config, ControlNetConfig) and here != there:
+            raise ValueError(
+                f"--controlnet {folder} was made for another model: it is told {there}, the UNet "
+                f"{here}"
+            )
     return parts._replace(models={**others, **found})
 
 
@@ -131,6 +137,15 @@ def show_control(
         pixels = jnp.tile(pixels, (count, 1, 1, 1))
         conditions = with_control(conditions, name, pixels, scales=scale)
     return conditions
+
+
+def _told(model: Model | None) -> str:
+    """What a UNet or ControlNet is told beside the noisy input, in words."""
+    config = None if model is None else getattr(model.config, "encoder", model.config)
+    context = getattr(config, "context", None)
+    if context is None:
+        return "nothing of a text"
+    return f"{context.features} features of each token and {context.added or 'nothing'} beside them"
 
 
 def _steers(config: Any) -> bool:

@@ -57,12 +57,20 @@ def load_parts(args: Args, folder: Path) -> Components:
         name, _, scale = text.rpartition(":") if not Path(text).is_file() else (text, "", "1")
         if not Path(name).is_file():
             raise FileNotFoundError(f"--lora {text}: {name or text} is not a file")
-        params = merge_lora(params, load_lora(name, parts.models), float(scale))
+        amount = _read_scale(text, scale)
+        params = merge_lora(params, load_lora(name, parts.models), amount)
     models = {name: model._replace(params=params[name]) for name, model in parts.models.items()}
     parts = load_weaker(args, parts._replace(models=models), **options)
     if args.ip_adapter is None:
         return parts
     return load_ip_adapter(args.ip_adapter, parts, scale=args.image_scale)
+
+
+def _read_scale(text: str, scale: str) -> float:
+    try:
+        return float(scale)
+    except ValueError:
+        raise ValueError(f"--lora {text}: {scale!r} is no number; FILE or FILE:SCALE") from None
 
 
 def load_refiner(args: Args, parts: Components) -> Components:
@@ -84,7 +92,8 @@ def image_size(args: Args, ratio: float | None, system: System) -> tuple[int, in
     """Height and width of the images."""
     if ratio is not None and args.height is None and args.width is None:
         return fit_size(system.size, ratio, 64 if min(system.size) >= 256 else 8)
-    height, width = args.height or system.size[0], args.width or system.size[1]
+    asked = zip((args.height, args.width), system.size)
+    height, width = (own if side is None else side for side, own in asked)
     system.latent_shape(height, width)  # refuses sides that do not fit
     return height, width
 
@@ -126,6 +135,8 @@ def make_conditions(args: Args, system: System, size: tuple[int, int], count: in
     compared, takes_prompts = compares_prompts(args), _required(names, "prompts")
     if args.prompt and not takes_prompts:
         raise ValueError(f"{args.model} takes no --prompt; some such models take a --label")
+    if args.label is not None and takes_prompts:
+        raise ValueError(f"{args.model} takes a --prompt, no --label")
     if args.label is not None:
         return system.prepare([args.label] * count, [None] * count if compared else None, **sizes)
     if _required(names, "labels"):
@@ -203,6 +214,24 @@ def is_distilled(system: System, sizes: dict[str, Any]) -> bool:
     return "guidance" in system.prepare([""], **sizes)[0]
 
 
+def extra_channels(parts: Components, system: System) -> int:
+    """How many channels the network takes beside those of the latents."""
+    model = parts.models.get("unet")
+    return 0 if model is None else model.config.in_channels - system.latent_shape(*system.size)[-1]
+
+
+def require_pictures(args: Args, parts: Components, system: System, canvas: Canvas) -> None:
+    """Refuse models that make something else, or that need a picture which is not given."""
+    if system.rate is not None:
+        raise ValueError(f"{args.model} makes videos or sounds; use experiments/generate.py")
+    sees = "pictures" in inspect.signature(system.prepare).parameters
+    if sees or (extra_channels(parts, system) and not canvas.told_hole):
+        raise ValueError(
+            f"{args.model} ({parts.name}) makes pictures of a picture: one for holes needs --image "
+            "and --mask, others are for experiments/edit.py instruct, enlarge or vary"
+        )
+
+
 def make_canvas(args: Args, parts: Components, system: System, size: tuple[int, int]) -> Canvas:
     """The picture to start from, and where it is painted anew."""
     if args.image is None:
@@ -212,8 +241,6 @@ def make_canvas(args: Args, parts: Components, system: System, size: tuple[int, 
         return Canvas(size, image)
     hole = Image.open(args.mask).convert("L").resize((size[1], size[0]), Image.Resampling.NEAREST)
     mask = (np.asarray(hole, np.float32)[..., None] > 127.5).astype(np.float32)
-    latents = system.latent_shape(*size)[-1]
-    takes = getattr(parts.models["unet"].config, "in_channels", 0) if "unet" in parts.models else 0
     # networks for holes see the mask and the rest of the picture beside the latents
-    told_hole = takes == 2 * latents + 1
+    told_hole = extra_channels(parts, system) == system.latent_shape(*size)[-1] + 1
     return Canvas(size, image, mask, told_hole, from_noise=strength(args) == 1.0)

@@ -44,6 +44,7 @@ from saved_models import (
     make_canvas,
     make_steps,
     make_system,
+    require_pictures,
     tell,
 )
 from stages import Mix, Stages, Work
@@ -77,9 +78,15 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def make_pictures(args: Args, batches: range, make: Callable[[int], np.ndarray], size) -> None:
+def make_pictures(
+    args: Args,
+    batches: range,
+    make: Callable[[int], np.ndarray],
+    *,
+    size: tuple[int, int],
+    watch: Watch | None,
+) -> None:
     """Make the batches, look at them where a checker is given, and write them."""
-    watch = None if args.safety_model is None else Watch(args.safety_model)
     settings = {**dataclasses.asdict(args), "height": size[0], "width": size[1]}
     for first in batches:
         images = make(first)
@@ -138,6 +145,7 @@ def diffusion_work(
     plan = make_steps(args, scheduler, system, size)
     plan = plan._replace(levels=jax.device_put(plan.levels, replicated(make_mesh())))
     canvas = make_canvas(args, parts, system, size)
+    require_pictures(args, parts, system, canvas)
     params, conditions = parts.params, tell(args, folder, parts, system, size=size, count=count)
     if refiner is not None:
         joined = parts, refiner, system, conditions
@@ -156,6 +164,7 @@ def main() -> None:
     with told("loading"):
         parts = load_parts(args, folder)
         refiner = None if args.refiner is None else load_refiner(args, parts)
+        watch = None if args.safety_model is None else Watch(args.safety_model)
     options: dict[str, Any] = {"ratio": ratio, "count": count}
     if parts.name in UNCLIP:
         work = unclip_work(args, parts, **options)
@@ -175,7 +184,7 @@ def main() -> None:
     steps = len(batches) * work.program.num_steps
     with tqdm(total=steps, desc="sampling", unit="step") as bar:
         make = lambda first: work.program.run(*inputs(first), bar=bar)
-        make_pictures(args, batches, make, work.size)
+        make_pictures(args, batches, make, size=work.size, watch=watch)
 
 
 if __name__ == "__main__":

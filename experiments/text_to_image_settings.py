@@ -149,7 +149,7 @@ def check_args(args: Args) -> None:
     if args.watermark is not None and args.export is not None:
         raise ValueError("--watermark does not go with --export")
     if args.export is not None:
-        prepare_output(args.export, ".npz")
+        prepare_output(args.export, ".npz", flag="--export")
         require_flatbuffers()
     args.output.mkdir(parents=True, exist_ok=True)
     if not os.access(args.output, os.W_OK):
