@@ -23,6 +23,10 @@ FEED_FORWARD = {
 }
 
 
+# what functions of values raise where these are of another type than the class has there
+MISFITS = (TypeError, AttributeError, ArithmeticError, LookupError)
+
+
 class Key(NamedTuple):
     """One key of config.json.
 
@@ -96,7 +100,7 @@ def read_settings(architecture: Architecture, settings: Mapping[str, Any], **opt
         if key.only is not None and saved[name] not in key.only:
             raise _unsupported(name, saved[name], *key.only)
         if key.field is not None:
-            field_value = key.read(saved[name])
+            field_value = _value(architecture, name, saved[name])
             if key.derived:
                 derived[name] = key.field, field_value
             else:
@@ -104,14 +108,22 @@ def read_settings(architecture: Architecture, settings: Mapping[str, Any], **opt
     try:
         values |= architecture.read(saved)
         config = architecture.make(**values, **architecture.fixed, **options)
-    except TypeError as error:
-        # a value of another type than the class has there
+        for name, (field, value) in derived.items():
+            if value != getattr(config, field):
+                supported = architecture.keys[name].write(getattr(config, field))
+                raise _unsupported(name, settings.get(name), supported)
+    except MISFITS as error:
         raise ValueError(f"config.json does not fit {architecture.class_name}: {error}") from error
-    for name, (field, value) in derived.items():
-        if value != getattr(config, field):
-            supported = architecture.keys[name].write(getattr(config, field))
-            raise _unsupported(name, settings.get(name), supported)
     return config
+
+
+def _value(architecture: Architecture, name: str, saved: Any) -> Any:
+    """What the value of a key is for the network."""
+    try:
+        return architecture.keys[name].read(saved)
+    except MISFITS as error:
+        what = f"{name} is {saved!r}, which {architecture.class_name} cannot be"
+        raise ValueError(f"config.json: {what}") from error
 
 
 def write_settings(architecture: Architecture, config: Any) -> dict[str, Any]:

@@ -16,7 +16,8 @@ def betas(config) -> np.ndarray:
     elif name == "linear":
         values = np.linspace(start, end, num_steps)
     elif name == "scaled_linear":
-        values = np.linspace(start**0.5, end**0.5, num_steps).astype(np.float32) ** 2
+        roots = np.linspace(np.sqrt(start), np.sqrt(end), num_steps)
+        values = roots.astype(np.float32) ** 2
     elif name == "sigmoid":
         values = start + (end - start) / (1.0 + np.exp(-np.linspace(-6.0, 6.0, num_steps)))
     elif name in ALPHA_BARS:
@@ -27,6 +28,9 @@ def betas(config) -> np.ndarray:
             f"beta_schedule is {name!r}; supported: linear, scaled_linear, sigmoid, "
             f"{', '.join(ALPHA_BARS)}."
         )
+    if values.ndim != 1 or not values.size or not ((values >= 0) & (values <= 1)).all():
+        given = "trained_betas" if config["trained_betas"] is not None else f"{start} .. {end}"
+        raise ValueError(f"The scheduler config: betas must be in [0, 1], and are not ({given})")
     return values.astype(np.float32)
 
 

@@ -26,6 +26,7 @@ from diffjax.core.levels import NoiseLevel
 from diffjax.core.parameterizations import Denoiser, Parameterization
 from diffjax.core.sampling import Solver
 from diffjax.core.schedules import Schedule
+from diffjax.pretrained.architecture import MISFITS
 from diffjax.pretrained.folders import read_json
 from diffjax.pretrained.scheduler_rows import SCHEDULERS, Row
 from diffjax.pretrained.weights import UnsupportedError
@@ -80,6 +81,7 @@ def read_scheduler(source: str | Path | Config, *, class_name: str | None = None
 
     Raises:
       UnsupportedError: for a class, or an option of one, that there is no solver for.
+      ValueError: the settings do not fit the class.
 
     >>> scheduler = read_scheduler({"_class_name": "DDIMScheduler", "clip_sample": False})
     >>> scheduler.levels(4).t.tolist()
@@ -89,8 +91,11 @@ def read_scheduler(source: str | Path | Config, *, class_name: str | None = None
     name = _known_class(class_name or saved.get("_class_name"))
     row = SCHEDULERS[name]
     config = _settings(row, saved, as_saved=name == saved.get("_class_name"))
-    schedule = row.schedule(config)
-    limit = row.limit(config)
+    try:
+        schedule, limit = row.schedule(config), row.limit(config)
+        parameterization = row.parameterization(config)
+    except MISFITS as error:
+        raise ValueError(f"The scheduler config does not fit {name}: {error}") from error
 
     def levels(num_steps: int | None = None, **options: Any) -> NoiseLevel:
         if num_steps is None and not {"timesteps", "sigmas"} & set(options):
@@ -107,7 +112,7 @@ def read_scheduler(source: str | Path | Config, *, class_name: str | None = None
         config=config,
         saved=saved,
         schedule=schedule,
-        parameterization=row.parameterization(config),
+        parameterization=parameterization,
         learned_variance=config.get("variance_type") == "learned_range",
         levels=levels,
         solver=solver,
@@ -135,7 +140,18 @@ def _settings(row: Row, saved: Config, *, as_saved: bool) -> dict[str, Any]:
     """The settings of a class, its defaults included; as_saved: the class is the one that saved."""
     ignored = () if as_saved else saved.get("_use_default_values", ())
     given = {k: v for k, v in saved.items() if k in row.defaults and k not in ignored}
+    for name, value in given.items():
+        _require_kind(name, value, row.defaults[name])
     return {**row.defaults, **given}
+
+
+def _require_kind(name: str, value: Any, default: Any) -> None:
+    """A value must be of the kind of the class's own, where that tells one."""
+    kinds = (str, "a text") if isinstance(default, str) else (int | float, "a number")
+    told = isinstance(default, str | int | float) and value is not None
+    if told and not isinstance(value, kinds[0]):
+        what = f"{name} is {value!r}; it must be {kinds[1]}, such as {default!r}"
+        raise ValueError(f"The scheduler config: {what}")
 
 
 def _load(source: str | Path | Config) -> Config:

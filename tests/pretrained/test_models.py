@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 from dataclasses import replace
@@ -103,6 +104,18 @@ def test_what_a_network_cannot_follow_is_named(architecture, key, value):
     with pytest.raises(UnsupportedError) as error:
         read_settings(architecture, {key: value})
     assert key in str(error.value)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda each: each.class_name)
+def test_values_of_another_type_end_in_one_sentence(architecture):
+    """Whatever stands in config.json, it is followed or refused by a ValueError."""
+    assert architecture.keys
+    for name in architecture.keys:
+        for value in (None, "x", -1, 0, [], {}, 3.5, [None], ["x"], True, [1, [2]]):
+            with contextlib.suppress(ValueError):
+                read_settings(architecture, {name: value})
+    with pytest.raises(ValueError, match="mid_block_scale_factor is 0, which"):
+        read_settings(UNET_2D, {"mid_block_scale_factor": 0})
 
 
 def test_labels_that_a_controlnet_embeds_with_silu_are_refused_beside_another_activation():

@@ -1,5 +1,6 @@
 """Scheduler configs are read as diffusers reads them, and followed step for step."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -113,3 +114,17 @@ def test_levels_without_a_number_of_steps_are_refused():
     scheduler = read_scheduler({"_class_name": "EulerDiscreteScheduler"})
     with pytest.raises(ValueError, match="num_steps, or a list"):
         scheduler.levels()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_settings_of_another_type_end_in_one_sentence(name):
+    for key in SCHEDULERS[name].defaults:
+        for value in (None, "x", -1, 0, [], {}, 3.5, [None], True):
+            with contextlib.suppress(ValueError):
+                read_scheduler({"_class_name": name, key: value})
+    with pytest.raises(ValueError, match="num_train_timesteps is 'many'; it must be a number"):
+        read_scheduler({"_class_name": "DDIMScheduler", "num_train_timesteps": "many"})
+    for wrong in ({"beta_end": 20.0}, {"beta_start": -1}, {"trained_betas": [[0.1]]}):
+        with pytest.raises(ValueError, match=r"betas must be in \[0, 1\]"):
+            read_scheduler({"_class_name": "DDIMScheduler", **wrong})
