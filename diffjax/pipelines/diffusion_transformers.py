@@ -15,6 +15,7 @@ from diffjax.pipelines.system import (
     clock_options,
     first_half,
     kl_codec,
+    lower_case,
     texts_of,
 )
 from diffjax.pipelines.texts import (
@@ -51,11 +52,15 @@ def dit(parts: Components) -> System:
     return _system(parts, config.sample_size, prepare=prepare, condition=condition)
 
 
-def pixart(parts: Components) -> System:
+def pixart(parts: Components, *, max_length: int = 120) -> System:
     """PixArt-alpha: the states of T5, seen by cross-attention.
 
-    `prepare(prompts, negative=None, *, height, width, emphasis=False, max_length=120)`
+    `prepare(prompts, negative=None, *, height, width, emphasis=False, max_length=max_length)`, in
+    which prompts become lower case.
     Source: arXiv:2310.00426.
+
+    Args:
+      max_length: T5's tokens of a prompt.
     """
     config = parts.models["transformer"].config
     encode = encoder_states(parts, "text_encoder", "tokenizer", masked=True)
@@ -67,9 +72,9 @@ def pixart(parts: Components) -> System:
         height: int,
         width: int,
         emphasis: bool = False,
-        max_length: int = 120,
+        max_length: int = max_length,
     ) -> list[Inputs]:
-        texts, count = texts_of(prompts, negative), len(prompts)
+        texts, count = lower_case(texts_of(prompts, negative)), len(prompts)
         inputs = tokenized(parts, "tokenizer", texts, length=max_length, emphasis=emphasis)
         sizes = {
             "resolution": np.full((count, 2), (height, width), np.float32),
@@ -83,6 +88,11 @@ def pixart(parts: Components) -> System:
         return {"context": context, "context_mask": mask, **told}
 
     return _system(parts, config.sample_size, prepare=prepare, condition=condition)
+
+
+def pixart_sigma(parts: Components) -> System:
+    """PixArt-Sigma: PixArt with longer prompts. Source: arXiv:2403.04692."""
+    return pixart(parts, max_length=300)
 
 
 def stable_diffusion_3(parts: Components) -> System:

@@ -34,6 +34,7 @@ SYSTEMS: dict[str, Callable[..., System]] = {
     "LDMTextToImagePipeline": stable_diffusion.latent_diffusion,
     "LatentConsistencyModelPipeline": stable_diffusion.stable_diffusion,
     "PixArtAlphaPipeline": diffusion_transformers.pixart,
+    "PixArtSigmaPipeline": diffusion_transformers.pixart_sigma,
     "StableDiffusion3Img2ImgPipeline": diffusion_transformers.stable_diffusion_3,
     "StableDiffusion3InpaintPipeline": diffusion_transformers.stable_diffusion_3,
     "StableDiffusion3PAGPipeline": diffusion_transformers.stable_diffusion_3,

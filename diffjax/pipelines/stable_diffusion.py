@@ -13,7 +13,15 @@ import numpy as np
 from jax import Array
 
 from diffjax.networks.functional import Params
-from diffjax.pipelines.system import Codec, Inputs, System, kl_codec, pixel_codec, texts_of
+from diffjax.pipelines.system import (
+    Codec,
+    Inputs,
+    System,
+    kl_codec,
+    lower_case,
+    pixel_codec,
+    texts_of,
+)
 from diffjax.pipelines.texts import (
     clip_states,
     encoder_states,
@@ -161,14 +169,15 @@ def _told_sizes(
 def deep_floyd(parts: Components) -> System:
     """DeepFloyd IF: pixels, the states of T5, a learned variance; alone or as super-resolution.
 
-    `prepare(prompts, negative=None, *, height, width, emphasis=False, max_length=77, **more)`
+    `prepare(prompts, negative=None, *, height, width, emphasis=False, max_length=77, **more)`, in
+    which prompts become lower case.
     Source: Imagen, arXiv:2205.11487.
     """
     config = parts.models["unet"].config
     # of a learned variance there are twice the channels
     channels = config.out_channels // (2 if parts.schedulers["scheduler"].learned_variance else 1)
     codec = pixel_codec(channels, 2 ** (len(config.block_out_channels) - 1))
-    return _reading_states(parts, codec, "text_encoder", masked=True)
+    return _reading_states(parts, codec, "text_encoder", masked=True, lowered=True)
 
 
 def latent_diffusion(parts: Components) -> System:
@@ -179,7 +188,9 @@ def latent_diffusion(parts: Components) -> System:
     return _reading_states(parts, kl_codec(parts, "vqvae"), "bert", masked=False)
 
 
-def _reading_states(parts: Components, codec: Codec, encoder: str, *, masked: bool) -> System:
+def _reading_states(
+    parts: Components, codec: Codec, encoder: str, *, masked: bool, lowered: bool = False
+) -> System:
     """A UNet that attends to the states of a text encoder whose tokens all see each other."""
     encode = encoder_states(parts, encoder, "tokenizer", masked=masked)
 
@@ -194,6 +205,7 @@ def _reading_states(parts: Components, codec: Codec, encoder: str, *, masked: bo
         **more: Any,
     ) -> list[Inputs]:
         texts = texts_of(prompts, negative)
+        texts = lower_case(texts) if lowered else texts
         found = tokenized(parts, "tokenizer", texts, length=max_length, emphasis=emphasis)
         return [{**each, **more} for each in found]
 

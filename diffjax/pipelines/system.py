@@ -177,6 +177,15 @@ def texts_of(prompts: Sequence[str], negative: Sequence[str | None] | None) -> l
     return [list(prompts), [text or "" for text in negative]]
 
 
+def lower_case(texts: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Texts as the captions were on which PixArt and DeepFloyd IF were trained.
+
+    >>> lower_case([["A Cat ", "dogs"]])
+    [['a cat', 'dogs']]
+    """
+    return [[text.lower().strip() for text in some] for some in texts]
+
+
 def first_half(output: Array) -> Array:
     """A prediction without the variance behind it, for solvers that have no use for that."""
     return jnp.split(output, 2, axis=-1)[0]

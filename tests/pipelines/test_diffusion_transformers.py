@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -8,8 +9,9 @@ from diffjax.core.parameterizations import velocity
 from diffjax.networks.autoencoder_kl import sd3_autoencoder
 from diffjax.networks.clip import Encoding
 from diffjax.networks.mmdit import MMDiTConfig
+from diffjax.pipelines import make_system
 from diffjax.pipelines.diffusion_transformers import stable_diffusion_3
-from diffjax.pretrained import Components, Tokens
+from diffjax.pretrained import Components, Tokens, load_components
 
 CONTEXT = 12
 
@@ -69,3 +71,19 @@ def test_a_t5_that_is_not_there_is_one_that_says_nothing():
     without, loud = told()[0]["context"], told(text_encoder_3=t5(1.0))[0]["context"]
     np.testing.assert_array_equal(without[:, :77], loud[:, :77])
     assert float(jnp.abs(without - loud)[:, 77:].min()) == pytest.approx(1.0)
+
+
+def test_prompts_of_pixart_are_lower_case_and_those_of_sigma_longer():
+    """As the captions were that they learned; T5's tokens tell large letters from small ones."""
+    folder = Path(__file__).parents[1] / "references" / "pipelines" / "pixart_alpha" / "pipeline"
+    alpha = load_components(folder)
+    sizes = {"height": 16, "width": 16}
+    ids = {}
+    for name in ("PixArtAlphaPipeline", "PixArtSigmaPipeline"):
+        prepare = make_system(alpha._replace(name=name)).prepare
+        large, small = (
+            prepare([text], [None], **sizes)[0]["tokenizer_ids"] for text in (" The CAT", "the cat")
+        )
+        np.testing.assert_array_equal(large, small)
+        ids[name] = small
+    assert [each.shape for each in ids.values()] == [(1, 120), (1, 300)]
