@@ -20,11 +20,12 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from jax import Array
 
 import diffjax as dj
-from choices import build, listed
-from cli import parse_args, run_script
+from choices import build, listed, read_choice
+from cli import parse_args, prepare_output, run_script
 from diffjax.core.parameterizations import Denoiser
 from diffjax.transforms import UncertaintyMap
 from jobs import Common, posterior_levels, read_job
@@ -41,7 +42,7 @@ from patch_prior import (
 )
 from pictures import save_grid
 from posterior_methods import METHODS, Settings, choose_method, draw_posterior, exact_table
-from walks import Walk
+from walks import ONCE, Walk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +59,9 @@ class Restoration:
     """of the method dps"""
     num_particles: int = 16
     """of the method twisted"""
-    num_resamples: int = 1
-    """how often each stretch of steps is walked, up again by fresh noise and down (time travel)"""
-    jump_length: int = 1
-    """steps of a stretch"""
+    walk: Annotated[Walk, tyro.conf.arg(name="")] = ONCE
+    output: Path | None = None
+    """FILE.png; by default PICTURES_PROBLEM.png"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +82,6 @@ class Patches(Restoration):
     """steps of the grid from noise to picture"""
     seed: int = 0
     """of all noise"""
-    output: Path | None = None
-    """FILE.png; by default PICTURES_PROBLEM.png"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +118,7 @@ class Prior(NamedTuple):
 
     Attributes:
       pictures: [B, H, W, C], the truth.
-      params: of the denoiser.
+      fit: () -> params of the denoiser; what takes its time.
       denoiser: (params, copies) -> denoiser of a batch with as many copies of each picture.
       levels: grid, noise first.
       std: of the data.
@@ -128,7 +126,7 @@ class Prior(NamedTuple):
     """
 
     pictures: Array
-    params: Any
+    fit: Callable[[], Any]
     denoiser: Callable[[Any, int], Denoiser]
     levels: dj.NoiseLevel
     std: float
@@ -140,7 +138,7 @@ def digits(args: Digits) -> Prior:
     job.require_denoiser("an inverse problem")
     levels = posterior_levels(args.num_steps, job.schedule)
     std = float(jnp.std(job.images))
-    return Prior(job.images, job.weights, job.denoiser_of_copies, levels, std, lambda x: x)
+    return Prior(job.images, lambda: job.weights, job.denoiser_of_copies, levels, std, lambda x: x)
 
 
 def photographs_prior(args: Photographs) -> Prior:
@@ -169,11 +167,14 @@ def phantom_prior(args: Phantom) -> Prior:
 
 def patches_prior(args: Patches, truth: np.ndarray, seen: list[np.ndarray], look) -> Prior:
     side = 6
-    prior = fit_patches(seen, side, num_components=10, seed=args.seed, num_patches=3000)
     return Prior(
-        jnp.asarray(truth, jnp.float32), prior, lambda prior, _: patch_denoiser(prior, side),
-        dj.linear()(dj.uniform(args.num_steps)), float(np.std(np.stack(seen))), look,
-    )  # fmt: skip
+        jnp.asarray(truth, jnp.float32),
+        partial(fit_patches, seen, side, num_components=10, seed=args.seed, num_patches=3000),
+        lambda mixture, _: patch_denoiser(mixture, side),
+        dj.linear()(dj.uniform(args.num_steps)),
+        float(np.std(np.stack(seen))),
+        look,
+    )
 
 
 PRIORS: dict[type, Callable[[Any], Prior]] = {
@@ -192,8 +193,7 @@ def restore(args: Digits | Patches, prior: Prior) -> tuple[Array, UncertaintyMap
     method = choose_method(args.method, measurement.operator, linear=measurement.linear)
     noise_key, key = jax.random.split(jax.random.key(args.seed))
     y = dj.measure(noise_key, measurement.operator, prior.pictures, sigma_y=args.sigma_y)
-    walk = Walk(args.jump_length, args.num_resamples)
-    settings = Settings(args.sigma_y, prior.std, args.step_size, args.num_particles, walk)
+    settings = Settings(args.sigma_y, prior.std, args.step_size, args.num_particles, args.walk)
 
     @jax.jit
     def run(params, key, y):
@@ -204,7 +204,7 @@ def restore(args: Digits | Patches, prior: Prior) -> tuple[Array, UncertaintyMap
         )  # fmt: skip
         return dj.uncertainty_map(draw, key, args.num_draws)
 
-    return y, run(prior.params, key, y), measurement
+    return y, run(prior.fit(), key, y), measurement
 
 
 def report(prior: Prior, y: Array, result: UncertaintyMap, measurement: Measurement) -> str:
@@ -222,9 +222,9 @@ def main() -> None:
     if isinstance(args, Table):
         print(exact_table(num_samples=args.num_samples, num_steps=args.num_steps, seed=args.seed))
         return
-    output = args.output or Path(f"{type(args).__name__.lower()}_{args.problem}.png")
-    if output.suffix != ".png":
-        raise ValueError(f"--output is {output}; expected FILE.png.")
+    problem, _ = read_choice("problem", args.problem)
+    output = args.output or Path(f"{type(args).__name__.lower()}_{problem}.png")
+    output = prepare_output(output, ".png")
     prior = PRIORS[type(args)](args)
     y, result, measurement = restore(args, prior)
     height, width = prior.pictures.shape[1:3]
@@ -234,7 +234,6 @@ def main() -> None:
     rows = [prior.look(prior.pictures), seen, prior.look(result.mean), 4.0 * spread - 1.0]
     channels = rows[0].shape[-1]
     rows = [jnp.broadcast_to(row, (*row.shape[:-1], channels)) for row in rows]
-    output.parent.mkdir(parents=True, exist_ok=True)
     save_grid(output, np.concatenate([to_uint8(row) for row in rows]), columns=len(y))
     print(report(prior, y, result, measurement))
     print(f"Wrote the truth, the measurement, the mean and the uncertainty to {output}")

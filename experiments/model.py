@@ -29,7 +29,7 @@ from diffjax.core.likelihood import cleanest_level, noisiest_level
 from diffjax.core.schedules import Schedule, num_train_steps
 from diffjax.solvers import SOLVERS
 from guidances import Guidance, check_interval, read_guidance
-from walks import Walk
+from walks import ONCE, Walk
 
 
 def make_schedule(config: DiffusionConfig, params: Any = None) -> Schedule:
@@ -72,7 +72,7 @@ class SampleOptions:
       clip: clip the estimates of x0 to [-1, 1].
       spacing: of the levels, a name of `diffjax.grids.SPACINGS` or of `choices.RATIOS`.
       times: the time grid itself, noise first, in the place of num_steps and spacing.
-      num_resamples, jump_length: of the walk over the grid, see `walks.Walk`.
+      walk: over the grid.
     """
 
     solver: str = "ddim"
@@ -89,25 +89,18 @@ class SampleOptions:
     clip: bool = True
     spacing: str = "trailing"
     times: tuple[float, ...] | None = None
-    num_resamples: int = 1
-    jump_length: int = 1
+    walk: Walk = ONCE
 
     def __post_init__(self):
         for name in ("guidance_scale", "classifier_scale", "loss_strength", "loss_step_size"):
             if not np.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be finite.")
         check_interval(self.guidance_interval)
-        Walk(self.jump_length, self.num_resamples)
 
     @property
     def ancestral(self) -> bool:
         """Whether the solver is DDPM's."""
         return read_choice("solver", self.solver)[0] == "ddpm"
-
-    @property
-    def walk(self) -> Walk:
-        """How the grid is walked."""
-        return Walk(self.jump_length, self.num_resamples)
 
     def read_guidance(self) -> Guidance | None:
         """The guidance that the options name; None where it is off."""

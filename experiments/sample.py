@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
+import tyro
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -34,6 +35,7 @@ from runs import Run, image_shape, load_run
 from samplers import make_sampler
 from steering import Steering, load_guides, parse_labels, steering_options
 from text import load_text, text_condition
+from walks import ONCE, Walk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +59,7 @@ class Args(Steering):
     """the time grid itself, noise first: a list such as 999,500,20 or FILE.json of tune_grid.py"""
     eta: float | None = None
     """noise of ddim: 0 (its default) is deterministic, 1 is ancestral"""
-    num_resamples: int = 1
-    """how often each stretch of steps is walked, up again by fresh noise and down: self-recurrence,
-    which lets a sample follow its guidance"""
-    jump_length: int = 1
-    """steps of a stretch"""
+    walk: Annotated[Walk, tyro.conf.arg(name="")] = ONCE
     seed: int = 0
     """image i of a seed is always the same"""
     output: Path | None = None
@@ -125,8 +123,7 @@ def sample_options(args: Args, config: Config) -> SampleOptions:
         spacing=args.spacing,
         times=parse_times(args.times),
         eta=args.eta,
-        num_resamples=args.num_resamples,
-        jump_length=args.jump_length,
+        walk=args.walk,
         weights=read_composition(args.labels if args.prompt is None else args.prompt).weights,
     )
 

@@ -5,17 +5,15 @@ from dataclasses import dataclass
 import diffjax as dj
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Walk:
-    """How often stretches of a grid are walked.
+    """How often stretches of a grid are walked, see `diffjax.resampling`."""
 
-    Attributes:
-      jump_length: steps of a stretch.
-      num_resamples: how often each is walked, see `diffjax.resampling`; 1 is once, as ever.
-    """
-
-    jump_length: int = 1
     num_resamples: int = 1
+    """how often each stretch of steps is walked, up again by fresh noise and down: self-recurrence,
+    time travel, which lets a sample follow its guidance and its parts agree; 1 is once"""
+    jump_length: int = 1
+    """steps of a stretch"""
 
     def __post_init__(self):
         if self.num_resamples < 1:

@@ -8,10 +8,11 @@ import pytest
 import diffjax as dj
 from configs import CONFIGS
 from model import SampleOptions, count_visits, make_levels, make_schedule, make_solver
+from walks import Walk
 
 SCHEDULE = make_schedule(CONFIGS["digits"].diffusion)
 ONCE = SampleOptions(num_steps=6)
-AGAIN = SampleOptions(num_steps=6, num_resamples=3, jump_length=2)
+AGAIN = SampleOptions(num_steps=6, walk=Walk(num_resamples=3, jump_length=2))
 
 
 def test_the_levels_are_those_of_the_grid_in_the_order_of_the_walk():
@@ -36,8 +37,8 @@ def test_the_way_up_is_fresh_noise_and_the_way_down_is_the_solver():
 
 def test_walks_that_are_none_are_refused():
     with pytest.raises(ValueError, match="num_resamples is 0"):
-        SampleOptions(num_resamples=0)
+        Walk(num_resamples=0)
     with pytest.raises(ValueError, match="jump_length is 5, but nothing is walked again"):
-        SampleOptions(jump_length=5)
+        Walk(jump_length=5)
     with pytest.raises(ValueError, match="for a grid of 6 steps"):
-        make_levels(SampleOptions(num_steps=6, num_resamples=2, jump_length=7), SCHEDULE)
+        make_levels(SampleOptions(num_steps=6, walk=Walk(num_resamples=2, jump_length=7)), SCHEDULE)
