@@ -75,32 +75,40 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path) -> Table:
-    """Read a CSV file.
+    """Read a CSV file in UTF-8.
 
     Raises:
       ValueError: it has no rows, a row of another length, a cell that is no number, or a column
         that says nothing.
     """
-    with open(path, newline="") as file:
-        lines = [line for line in csv.reader(file) if line]
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        lines = [(reader.line_num, line) for line in reader if line]
     if len(lines) < 3:
         raise ValueError(f"{path} has {len(lines)} lines; needed are names and at least two rows.")
-    names, *rows = lines
+    (_, names), *rows = lines
     cells = np.full((len(rows), len(names)), np.nan)
-    for number, row in enumerate(rows, start=2):
+    for i, (number, row) in enumerate(rows):
         if len(row) != len(names):
             raise ValueError(
                 f"Line {number} of {path} has {len(row)} cells, but there are {len(names)} names."
             )
-        for column, text in enumerate(row):
-            try:
-                cells[number - 2, column] = float(text) if text.strip() else np.nan
-            except ValueError:
+        for j, text in enumerate(row):
+            cells[i, j] = read_cell(text)
+            if np.isinf(cells[i, j]):
                 raise ValueError(
-                    f"Line {number} of {path} has {text!r} in the column {names[column]!r}; cells "
-                    "are numbers, or empty where they are missing."
-                ) from None
+                    f"Line {number} of {path} has {text!r} in the column {names[j]!r}; cells are "
+                    "finite numbers, or empty where they are missing."
+                )
     return Table(names, check_columns(cells, names))
+
+
+def read_cell(text: str) -> float:
+    """The number in a cell, NaN where it is missing, infinity for what is no number."""
+    try:
+        return float(text.strip() or "nan")
+    except ValueError:
+        return float("inf")
 
 
 def check_columns(cells: np.ndarray, names: list[str]) -> np.ndarray:
@@ -112,10 +120,11 @@ def check_columns(cells: np.ndarray, names: list[str]) -> np.ndarray:
 
 
 def write_table(path: Path, table: Table) -> None:
-    with whole_file(path) as draft, open(draft, "w", newline="") as file:
+    with whole_file(path) as draft, open(draft, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(table.names)
-        writer.writerows([f"{cell:.12g}" for cell in row] for row in table.cells)
+        # numbers of up to 15 digits come back as they were
+        writer.writerows([f"{cell:.15g}" for cell in row] for row in table.cells)
 
 
 def make_network(columns: int, width: int) -> Functional:
@@ -223,6 +232,10 @@ def main() -> None:
     share = (0.2 if args.csv is None else 0.0) if args.hide is None else args.hide
     if not 0.0 <= share < 1.0:
         raise ValueError(f"--hide is {share}; it must be a share from 0 to less than 1.")
+    for name, least in {"num_draws": 2, "num_steps": 1, "train_steps": 1, "width": 1}.items():
+        if getattr(args, name) < least:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is {getattr(args, name)}; it must be at least {least}.")
     output = prepare_output(args.output, ".csv")
     if args.csv is None:
         found = choose("table", args.table, TABLES)()
@@ -232,7 +245,8 @@ def main() -> None:
     hide = np.random.default_rng(args.seed).random(table.cells.shape) < share
     left = check_columns(np.where(hide, np.nan, table.cells), table.names)
     if not np.isnan(left).any():
-        raise ValueError(f"{args.csv} misses nothing; --hide 0.2 leaves out a part to test on.")
+        name = args.table if args.csv is None else args.csv
+        raise ValueError(f"{name} misses nothing; --hide 0.2 leaves out a part to test on.")
     filled, spread = fill(args, left)
     write_table(output, Table(table.names, filled))
     beside = output.with_name(f"{output.stem}_std.csv")

@@ -65,10 +65,29 @@ def test_a_column_that_follows_from_another_is_filled_from_it(monkeypatch, tmp_p
         ("a,b\n1,2\n3\n", "Line 3 of .* has 1 cells"),
         ("a,b\n1,2\n3,red\n", "'red' in the column 'b'"),
         ("a,b\n1,2\n3,2\n,2\n", "column 'b' has less than two"),
-        ("a,b\n1,2\n3,4\n", "misses nothing"),
+        ("a,b\n1,2\n\n3,inf\n", "Line 4 of .* 'inf' in the column 'b'"),
+        ("a,b\n1,2\n3,4\n", "in.csv misses nothing"),
     ],
 )
 def test_tables_that_cannot_be_filled_are_refused(monkeypatch, tmp_path, text, message):
     (tmp_path / "in.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         call(monkeypatch, "--csv", tmp_path / "in.csv", "--output", tmp_path / "out.csv")
+
+
+def test_settings_that_cannot_be_are_refused_before_anything_is_learned(monkeypatch, tmp_path):
+    monkeypatch.setattr(fill_table, "fill", None)
+    output = ("--output", tmp_path / "out.csv")
+    for flag, value in (("--num-draws", 1), ("--train-steps", 0), ("--width", 0)):
+        with pytest.raises(ValueError, match=f"{flag} is {value}; it must be at least"):
+            call(monkeypatch, flag, value, *output)
+    with pytest.raises(ValueError, match="wine misses nothing"):
+        call(monkeypatch, "--hide", 0, *output)
+
+
+def test_what_is_known_comes_back_as_it_was_written(tmp_path):
+    lines = "größe,b\n123456789012345,0.1\n-1e-300,3.14159265358979\n".splitlines()
+    (tmp_path / "in.csv").write_text("\n".join(lines), encoding="utf-8-sig")
+    table = fill_table.read_table(tmp_path / "in.csv")
+    fill_table.write_table(tmp_path / "out.csv", table)
+    assert (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines() == lines
