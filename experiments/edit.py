@@ -349,7 +349,7 @@ def read_mask(text: str, size: tuple[int, ...]) -> np.ndarray:
         "right": (slice(None), slice(width // 2, None)),
         "top": (slice(height // 2), slice(None)),
         "bottom": (slice(height // 2, None), slice(None)),
-        "center": (slice(height // 4, -(height // 4)), slice(width // 4, -(width // 4))),
+        "center": tuple(slice(side // 4, side - side // 4) for side in size),
     }
     if text in parts:
         mask = np.zeros(size)
@@ -377,7 +377,7 @@ def main() -> None:
         return
     args = parse_args(Args, description=__doc__)
     command = COMMANDS[type(args)]
-    job = read_job(args, given=partial(given_shape, args))
+    job = read_job(args, given=partial(given_shape, args), holes=isinstance(args, Fill))
     output = args.output or args.workdir / f"{command.__name__.replace('_', '-')}.png"
     output = prepare_output(output, ".npz", ".png")
     rows = [to_uint8(row) for row in command(args, job)]

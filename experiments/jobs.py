@@ -127,12 +127,15 @@ class Job(NamedTuple):
             )
 
 
-def read_job(args: Common, *, given: Callable[[Shape], Shape] | None = None) -> Job:
+def read_job(
+    args: Common, *, given: Callable[[Shape], Shape] | None = None, holes: bool = False
+) -> Job:
     """Load the run and the images, and check that they fit.
 
     Args:
       args: of the command.
       given: from the shape of the run's images to another that those of the input may have.
+      holes: whether numbers of the images may be missing.
     """
     if args.num_images < 1 or args.num_steps < 1:
         raise ValueError("--num-images and --num-steps must be at least 1.")
@@ -146,6 +149,8 @@ def read_job(args: Common, *, given: Callable[[Shape], Shape] | None = None) -> 
     dj.parameterizations.check_level(make_parameterization(run.config.diffusion), levels)
     own = image_shape(run.config)
     pictures = read_pictures(args, run.config, (own,) if given is None else (own, given(own)))
+    if not holes and jnp.isnan(pictures.images).any():
+        raise ValueError(f"{args.input} misses numbers (NaN); `edit.py fill` fills them.")
     source, wanted, text = read_told(args, run.config, pictures)
     classifier, guides = load_guides(args, run, options, mesh)
     unguided = SampleOptions(clip=options.clip)
@@ -196,19 +201,26 @@ def read_file(path: Path, most: int) -> tuple[np.ndarray, dict[str, Any]]:
     """The first images of an archive, and the labels and captions that it has of them.
 
     Raises:
-      ValueError: there are none, or floats that are not levels 0..255 (NaN where one is missing).
+      ValueError: there are none, floats that are not levels 0..255 (NaN where one is missing), or
+        not as many labels or captions as images.
     """
     arrays = read_archive(path)
     images = arrays["images"][:most]
     if not images.size:
         raise ValueError(f"{path} holds no images.")
+    if not np.issubdtype(images.dtype, np.number):
+        raise ValueError(f"{path}: images are {images.dtype}; expected levels 0..255.")
     low, high = (float(end(images)) for end in (np.nanmin, np.nanmax))
     levels = low >= 0.0 and 1.0 < high <= 255.0
     if images.dtype != np.uint8 and not levels:
         raise ValueError(
             f"{path}: images are {images.dtype} from {low:g} to {high:g}; expected levels 0..255."
         )
-    known = {"captions": arrays["captions"][:most].tolist()} if "captions" in arrays else {}
+    known = {}
+    if "captions" in arrays:
+        known["captions"] = arrays["captions"][:most].tolist()
+        if len(known["captions"]) != len(images):
+            raise ValueError(f"{path} holds fewer captions than images; each needs one.")
     if "labels" in arrays:
         known["labels"] = checked_labels(arrays["labels"][:most], len(images), str(path)).tolist()
     return images, known

@@ -233,9 +233,16 @@ def test_coloured_images_have_the_luminance_of_the_grey_ones(call, monkeypatch, 
         (("img2img", "--prompt", "a red circle"), "without captions"),
         (("img2img", "--negative-prompt", "a red circle"), "without captions"),
         (("inpaint", "--jump-length", 7), "for a grid of 6 steps"),
+        (("img2img", "--input", "holes.npz"), r"misses numbers \(NaN\); `edit.py fill`"),
+        (("img2img", "--input", "few_captions.npz"), "fewer captions than images"),
+        (("img2img", "--input", "words.npz"), "images are <U3; expected levels"),
     ],
 )
-def test_what_cannot_be_is_refused(call, words, message):
+def test_what_cannot_be_is_refused(call, monkeypatch, tmp_path, words, message):
+    monkeypatch.chdir(tmp_path)
+    np.savez("holes.npz", images=np.where(IMAGES < 9, np.nan, IMAGES))
+    np.savez("few_captions.npz", images=IMAGES, captions=["a circle"])
+    np.savez("words.npz", images=np.array(["one"]))
     with pytest.raises(ValueError, match=message):
         call(*words)
 
@@ -272,3 +279,4 @@ def test_guidance_needs_an_unconditional_estimate(monkeypatch, call):
 def test_every_command_has_a_function():
     assert set(edit.COMMANDS) == set(edit.Args.__args__)
     assert edit.read_mask("left", (4, 6)).sum() == 12
+    assert edit.read_mask("center", (3, 3)).all()
