@@ -124,7 +124,7 @@ def read_guidance(
         asked for in an interval.
     """
     guidance = build("guidance", text, GUIDANCES)
-    if scale > guidance.most:
+    if not guidance.may_be_off and not 0.0 <= scale <= guidance.most:
         ends = f"from 0 to {guidance.most:g}; it is {scale:g}."
         raise ValueError(f"--guidance {text} takes a --guidance-scale {ends}")
     if guidance.solver is None:

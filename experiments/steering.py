@@ -13,7 +13,7 @@ from config import Config
 from diffjax.networks import Functional
 from guidances import GUIDANCES, Guides
 from model import SampleOptions, sampling_defaults
-from runs import Run, load_run
+from runs import Run, image_shape, load_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,8 @@ def steering_options(args: Steering, config: Config, **changes: Any) -> SampleOp
         raise ValueError(f"{other} looks at one condition; it does not go with AND.")
     if args.loss is not None:
         load_function("--loss", args.loss)
+        if config.latents is not None:
+            raise ValueError("--loss reads images, but this run diffuses latents of them.")
     for flag in ("classifier", "loss"):
         given = getattr(args, flag) is not None
         if given and guidance is not None and guidance.solver is not None:
@@ -100,7 +102,8 @@ def load_guides(
     """The classifier, if there is one, and the weights that guide beside those of the run.
 
     Raises:
-      ValueError: the classifier was trained on other levels than the run, or for other classes.
+      ValueError: the classifier was trained on other levels or images than the run, or for other
+        classes.
     """
     guidance, weaker = options.read_guidance(), None
     if guidance is not None and guidance.weaker == "checkpoint":
@@ -111,17 +114,24 @@ def load_guides(
     if args.classifier is None:
         return None, Guides(weaker)
     classifier = load_run(args.classifier, mesh, task="classify")
-    for name in ("schedule", "num_train_steps", "zero_terminal_snr", "shift"):
-        own, its = (getattr(each.config.diffusion, name) for each in (run, classifier))
-        if own != its:
+    own, its = what_a_classifier_shares(run.config), what_a_classifier_shares(classifier.config)
+    for name in own:
+        if own[name] != its[name]:
             raise ValueError(
-                f"The classifier was trained with diffusion.{name} {its}, this run with {own}; "
-                "its levels must be those of the run."
+                f"The classifier was trained with {name} {its[name]}, this run with {own[name]}; "
+                "it must have seen the run's classes and images at the run's levels."
             )
-    own, its = (each.config.network.num_classes for each in (run, classifier))
-    if own != its:
-        raise ValueError(f"The classifier tells {its} classes apart, but this run has {own}.")
     return classifier.network, Guides(weaker, classifier.params)
+
+
+def what_a_classifier_shares(config: Config) -> dict[str, Any]:
+    """The settings in which a run and a classifier that guides it are the same."""
+    levels = ("schedule", "num_train_steps", "zero_terminal_snr", "shift")
+    return {
+        **{f"diffusion.{name}": getattr(config.diffusion, name) for name in levels},
+        "network.num_classes": config.network.num_classes,
+        "images of": image_shape(config),
+    }
 
 
 def parse_labels(text: str, num_classes: int | None) -> np.ndarray | None:

@@ -11,7 +11,7 @@ import pytest
 import diffjax as dj
 import sample
 from compositions import read_composition
-from config import TextConfig
+from config import LatentsConfig, TextConfig
 from configs import CONFIGS
 from denoisers import sampling_denoiser
 from diffjax.core.conditioning import Condition
@@ -140,6 +140,9 @@ def test_a_loss_of_the_users_leads_estimates_down_its_gradient(how):
 def test_a_loss_that_is_not_there_or_cannot_guide_is_refused():
     with pytest.raises(ValueError, match=r"--loss is 'nowhere:loss'; expected MODULE:FUNCTION"):
         sample.sample_options(args(loss="nowhere:loss"), CONFIG)
+    latent = dataclasses.replace(CONFIG, latents=LatentsConfig())
+    with pytest.raises(ValueError, match="--loss reads images, but this run diffuses latents"):
+        sample.sample_options(args(loss=f"{__name__}:mirrored"), latent)
     both = args(loss="math:sqrt", guidance="cfg_plus_plus", guidance_scale=0.6)
     with pytest.raises(ValueError, match="--loss does not go with --guidance cfg_plus_plus"):
         sample.sample_options(both, CONFIG)

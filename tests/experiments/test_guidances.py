@@ -130,15 +130,28 @@ def test_the_command_line_fills_the_guidance_and_refuses_what_the_run_has_not():
     both = args(guidance="cfg_plus_plus", guidance_scale=0.6, classifier="run")
     with pytest.raises(ValueError, match="--classifier does not go with"):
         sample.sample_options(both, CONFIG)
+    for scale in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="takes a --guidance-scale from 0 to 1"):
+            sample.sample_options(args(guidance="cfg_plus_plus", guidance_scale=scale), CONFIG)
 
 
-def test_a_classifier_of_other_levels_is_refused(monkeypatch):
-    run = Run(CONFIG, NETWORK, 0.3, 1)
-    other = dataclasses.replace(CONFIG.diffusion, schedule="linear_betas")
-    classifier = Run(dataclasses.replace(CONFIG, diffusion=other), NETWORK, 0.3, 1)
-    monkeypatch.setattr(steering, "load_run", lambda *_, **__: classifier)
-    with pytest.raises(ValueError, match=r"diffusion\.schedule linear_betas, this run with cosine"):
-        steering.load_guides(args(classifier="other"), run, PLAIN, None)
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("diffusion", {"schedule": "linear_betas"}, r"schedule linear_betas, this run with cosine"),
+        ("network", {"num_classes": 7}, "network.num_classes 7, this run with 10"),
+        ("network", {"sample_size": 16}, r"images of \(16, 16, 1\), this run with \(8, 8, 1\)"),
+    ],
+)
+def test_a_classifier_of_other_levels_classes_or_images_is_refused(
+    monkeypatch, part, changes, message
+):
+    other = dataclasses.replace(
+        CONFIG, **{part: dataclasses.replace(getattr(CONFIG, part), **changes)}
+    )
+    monkeypatch.setattr(steering, "load_run", lambda *_, **__: Run(other, NETWORK, 0.3, 1))
+    with pytest.raises(ValueError, match=message):
+        steering.load_guides(args(classifier="other"), Run(CONFIG, NETWORK, 0.3, 1), PLAIN, None)
 
 
 def test_a_classifier_leans_towards_the_label_as_its_transform_does():
