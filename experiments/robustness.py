@@ -34,7 +34,7 @@ from diffjax.transforms.editing import tail
 from model import SampleOptions, make_levels, make_schedule
 from pictures import save_archive
 from robustness_pictures import NUM_SHOWN, Accuracies, save_accuracies, save_purification
-from runs import load_run
+from runs import image_shape, load_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,7 @@ class Augment(Classifiers):
 
 
 Args = Split | Purify | Augment
+DIGIT = (8, 8, 1)
 
 
 class Digits(NamedTuple):
@@ -109,7 +110,7 @@ def read_digits(path: Path) -> Digits:
       ValueError: it has no labels, or its images are no digits.
     """
     source = data.npz(path)
-    if source.shape != (8, 8, 1) or source.labels is None:
+    if source.shape != DIGIT or source.labels is None:
         without = " without labels" if source.labels is None else ""
         raise ValueError(
             f"{path} holds images {source.shape}{without}; needed are labelled 8x8 digits."
@@ -140,14 +141,18 @@ def split(args: Split) -> None:
 
 def read_sets(args: Classifiers) -> tuple[Digits, Digits]:
     """The training set, and the digits behind it."""
+    if args.num_tested < 1:
+        raise ValueError(f"--num-tested is {args.num_tested}; at least one digit is needed.")
     real = read_digits(args.real)
     images, labels = all_digits()
     first = max(len(real.labels), args.num_seen)
+    if first >= len(images):
+        raise ValueError(
+            f"None of the {len(images)} digits is left for testing: {args.real} holds "
+            f"{len(real.labels)}, and --num-seen is {args.num_seen}."
+        )
     rest = slice(first, first + args.num_tested)
-    tested = as_digits(images[rest], labels[rest])
-    if len(tested.labels) == 0:
-        raise ValueError(f"{args.real} holds all the digits; none is left for testing.")
-    return real, tested
+    return real, as_digits(images[rest], labels[rest])
 
 
 def fit(
@@ -195,6 +200,9 @@ def purify(args: Purify) -> None:
     output = prepare_output(args.output or Path("purified.png"), ".png")
     real, tested = read_sets(args)
     run, network = load_run(args.workdir, make_mesh()), make_classifier()
+    if image_shape(run.config) != DIGIT:
+        made = image_shape(run.config)
+        raise ValueError(f"{args.workdir} makes images {made}; needed are 8x8 digits.")
     null = run.config.network.num_classes
     if null is None or not run.config.network.cond_drop_prob:
         raise ValueError(f"{args.workdir} knows no digits without a label; it cannot purify them.")

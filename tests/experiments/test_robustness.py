@@ -71,9 +71,6 @@ def test_wrong_synthetic_digits_cost_accuracy_and_the_training_set_is_not_tested
     assert list(found) == ["200 real digits", "and 100 synthetic ones"]
     assert augmented < real - 10.0
     assert Image.open("augmented.png").size[0] > 300
-    np.savez("all.npz", images=images, labels=labels)
-    with pytest.raises(ValueError, match="holds all the digits"):
-        call("augment", "--real", "all.npz", "--synthetic", "wrong.npz", *QUICK)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +86,21 @@ def test_wrong_synthetic_digits_cost_accuracy_and_the_training_set_is_not_tested
 def test_what_cannot_be_is_refused(call, words, message):
     with pytest.raises(ValueError, match=message):
         call(*words)
+
+
+def test_none_to_test_on_and_a_run_of_other_images_are_refused(call, monkeypatch):
+    images, labels = robustness.all_digits()
+    np.savez("few.npz", images=images[:50], labels=labels[:50])
+    np.savez("all.npz", images=images, labels=labels)
+    for flag, value in (("--real", "all.npz"), ("--num-seen", "1797")):
+        with pytest.raises(ValueError, match="None of the 1797 digits is left for testing"):
+            call("augment", "--synthetic", "few.npz", flag, value)
+    with pytest.raises(ValueError, match="--num-tested is 0"):
+        call("augment", "--synthetic", "few.npz", "--num-tested", "0")
+    run = Run(CONFIGS["cifar10"], Functional(None, denoiser), jnp.array(0.3), 1)
+    monkeypatch.setattr(robustness, "load_run", lambda *_: run)
+    with pytest.raises(ValueError, match=r"makes images \(32, 32, 3\); needed are 8x8 digits"):
+        call("purify", "--workdir", "run")
 
 
 def test_a_strength_is_refused_before_anything_is_trained(call, monkeypatch):
