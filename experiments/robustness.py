@@ -172,9 +172,7 @@ def fit(
 def trainer(network: Functional, num_steps: int) -> tuple[Callable, Callable]:
     """The start of a training and one step of it, compiled."""
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, num_steps))
-    # without noise, whatever the time
-    clean = lambda t: dj.NoiseLevel(0.0 * t, jnp.ones_like(t), jnp.zeros_like(t))
-    loss = dj.classifier_loss(network.apply, clean)
+    loss = dj.classifier_loss(network.apply, clean_level)
     step = dj.make_train_step(loss, optimizer, ema_decay=())
 
     def draw(key: Array, digits: Digits) -> Digits:
@@ -192,26 +190,20 @@ def trainer(network: Functional, num_steps: int) -> tuple[Callable, Callable]:
     return start, jax.jit(improve, donate_argnums=0)
 
 
+def clean_level(t: Array) -> dj.NoiseLevel:
+    """No noise, whatever the time: what classifiers are trained at and attacked at."""
+    return dj.NoiseLevel(0.0 * t, jnp.ones_like(t), jnp.zeros_like(t))
+
+
 def purify(args: Purify) -> None:
     if args.num_draws < 1:
         raise ValueError(f"--num-draws is {args.num_draws}; at least one is needed.")
     if args.radius < 0.0:
         raise ValueError(f"--radius is {args.radius}; an attack moves pixels by 0 or more.")
     output = prepare_output(args.output or Path("purified.png"), ".png")
-    real, tested = read_sets(args)
-    run, network = load_run(args.workdir, make_mesh()), make_classifier()
-    if image_shape(run.config) != DIGIT:
-        made = image_shape(run.config)
-        raise ValueError(f"{args.workdir} makes images {made}; needed are 8x8 digits.")
-    null = run.config.network.num_classes
-    if null is None or not run.config.network.cond_drop_prob:
-        raise ValueError(f"{args.workdir} knows no digits without a label; it cannot purify them.")
-    options = SampleOptions(num_steps=args.grid_steps)
-    levels = make_levels(options, make_schedule(run.config.diffusion, run.params))
-    # refuses a strength before any classifier is trained
-    tail(levels, args.strength)
-    denoiser = sampling_denoiser(run.config, run.network, options)
-    clean = jax.tree.map(lambda leaf: leaf[-1], levels)
+    (real, tested), network = read_sets(args), make_classifier()
+    weights, redraw = load_purifier(args)
+    clean = clean_level(jnp.zeros(()))
 
     @jax.jit
     def test(weights, params, key):
@@ -220,14 +212,12 @@ def purify(args: Purify) -> None:
         attacked = dj.pgd_attack(
             attack_key, lambda x: log_prob(x, clean), tested.images, radius=args.radius
         )
-        denoise = denoiser(weights, jnp.full_like(tested.labels, null))
-        walk = {"solver": dj.ddim(eta=1.0), "levels": levels, "strength": args.strength}
         guess = partial(probabilities, network, params)
 
         def purified(x):
             def draw(key):
-                image = dj.image_to_image(key, x, denoise, **walk)
-                return image[:NUM_SHOWN], guess(image)
+                images = redraw(weights, key, x)
+                return images[:NUM_SHOWN], guess(images)
 
             # one draw has the class of the digit by chance, many tell its probability
             images, guesses = lax.map(draw, jax.random.split(key, args.num_draws))
@@ -240,7 +230,7 @@ def purify(args: Purify) -> None:
     guesses, shown = [], []
     for seed in range(args.num_seeds):
         params = fit(jax.random.key(seed), network, real, real, 0.0, args.num_steps)
-        guess, *images = jax.device_get(test(run.params, params, jax.random.key(seed)))
+        guess, *images = jax.device_get(test(weights, params, jax.random.key(seed)))
         guesses.append(guess)
         shown.append(images)
     names = "as they are", "attacked", "attacked and purified", "purified alone"
@@ -251,6 +241,32 @@ def purify(args: Purify) -> None:
     first, labels = (np.asarray(leaf[:NUM_SHOWN]) for leaf in tested)
     save_purification(output, found, [first, *shown[0]], guesses[0][:3, :NUM_SHOWN], labels)
     print(f"Wrote {output}")
+
+
+def load_purifier(args: Purify) -> tuple[Any, Callable[[Any, Array, Array], Array]]:
+    """The weights of the run, and `redraw(weights, key, images)`: noised and denoised anew.
+
+    Raises:
+      ValueError: the run makes no digits, or none without a label; or the strength leaves no step.
+    """
+    run = load_run(args.workdir, make_mesh())
+    null, made = run.config.network.num_classes, image_shape(run.config)
+    if made != DIGIT:
+        raise ValueError(f"{args.workdir} makes images {made}; needed are 8x8 digits.")
+    if null is None or not run.config.network.cond_drop_prob:
+        raise ValueError(f"{args.workdir} knows no digits without a label; it cannot purify them.")
+    options = SampleOptions(num_steps=args.grid_steps)
+    levels = make_levels(options, make_schedule(run.config.diffusion, run.params))
+    # refuses a strength before any classifier is trained
+    tail(levels, args.strength)
+    denoiser = sampling_denoiser(run.config, run.network, options)
+    walk = {"solver": dj.ddim(eta=1.0), "levels": levels, "strength": args.strength}
+
+    def redraw(weights: Any, key: Array, images: Array) -> Array:
+        denoise = denoiser(weights, jnp.full(len(images), null, jnp.int32))
+        return dj.image_to_image(key, images, denoise, **walk)
+
+    return run.params, redraw
 
 
 def augment(args: Augment) -> None:
