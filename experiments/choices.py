@@ -96,7 +96,8 @@ def build(what: str, text: str, table: Mapping[str, Callable[..., Any]], **offer
       **offered: further arguments, passed on if the function has them and the text does not.
 
     Raises:
-      ValueError: the name or an argument is unknown; the message has the nearest that exists.
+      ValueError: the name or an argument is unknown, in which case the message has the nearest that
+        exists; or an argument is missing or of another kind.
 
     >>> build("density", "log_normal(mean=0.0)", DENSITIES).mean
     0.0
@@ -110,7 +111,10 @@ def build(what: str, text: str, table: Mapping[str, Callable[..., Any]], **offer
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{what} {name} has no argument {key!r}.{hint}")
     wanted = {key: value for key, value in offered.items() if key in accepted}
-    return function(**{**wanted, **given})
+    try:
+        return function(**{**wanted, **given})
+    except TypeError as error:
+        raise ValueError(f"{what} {text!r} does not fit {name}: {error}.") from error
 
 
 def load_function(what: str, name: str) -> Callable[..., Any]:

@@ -39,6 +39,13 @@ def test_unknown_names_and_arguments_are_refused_with_the_nearest():
         build("density", "log_normal(sdt=1)", DENSITIES)
 
 
+def test_arguments_of_another_kind_and_missing_ones_are_refused_by_the_name_of_the_setting():
+    table = {"blur": lambda std: std < 1.0}
+    for text in ("blur(std='wide')", "blur"):
+        with pytest.raises(ValueError, match=r"problem 'blur.*' does not fit blur: "):
+            build("problem", text, table)
+
+
 def test_predictions_are_the_rows_of_the_table():
     for name, row in PARAMETERIZATIONS.items():
         assert build("prediction", name, PREDICTIONS).name == row.name
