@@ -33,7 +33,7 @@ def image_grid(images: np.ndarray, columns: int, *, scale: int = 1, gap: int = 1
 
 def fitting_scale(height: int, width: int) -> int:
     """How much to enlarge small images so that a person can see them."""
-    return max(1, 32 // max(height, width))
+    return max(1, 32 // min(height, width))
 
 
 def save_grid(path: Path, images: np.ndarray, columns: int) -> None:

@@ -183,6 +183,9 @@ def test_denoising_with_the_noise_that_there_is_and_one_estimated(call, capsys):
 def test_a_picture_has_a_row_for_each_stage(call):
     picture = call("inpaint", "--num-images", 2, "--jump-length", 2, output="out.png")
     assert picture.shape == ((3 * 9 - 1) * 4, (2 * 9 - 1) * 4)
+    # a canvas is enlarged as its tiles would be
+    canvas = call("outpaint", "--width", 40, "--num-images", 2, output="out.png")
+    assert canvas.shape == ((2 * 9 - 1) * 4, (2 * 41 - 1) * 4)
 
 
 def test_enlarged_images_have_the_means_of_the_small_ones(call, tmp_path):
