@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 import diffjax as dj
 from cli import parse_args, prepare_output, run_script
@@ -190,9 +191,10 @@ def trainer(network: Functional, num_steps: int) -> tuple[Callable, Callable]:
     return start, jax.jit(improve, donate_argnums=0)
 
 
-def clean_level(t: Array) -> dj.NoiseLevel:
+def clean_level(t: ArrayLike) -> dj.NoiseLevel:
     """No noise, whatever the time: what classifiers are trained at and attacked at."""
-    return dj.NoiseLevel(0.0 * t, jnp.ones_like(t), jnp.zeros_like(t))
+    zero = jnp.zeros(jnp.shape(t))
+    return dj.NoiseLevel(t=zero, alpha=zero + 1.0, sigma=zero)
 
 
 def purify(args: Purify) -> None:
@@ -203,7 +205,7 @@ def purify(args: Purify) -> None:
     output = prepare_output(args.output or Path("purified.png"), ".png")
     (real, tested), network = read_sets(args), make_classifier()
     weights, redraw = load_purifier(args)
-    clean = clean_level(jnp.zeros(()))
+    clean = clean_level(0.0)
 
     @jax.jit
     def test(weights, params, key):

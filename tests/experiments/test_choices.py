@@ -42,7 +42,7 @@ def test_unknown_names_and_arguments_are_refused_with_the_nearest():
 def test_arguments_of_another_kind_and_missing_ones_are_refused_by_the_name_of_the_setting():
     table = {"blur": lambda std: std < 1.0}
     for text in ("blur(std='wide')", "blur"):
-        with pytest.raises(ValueError, match=r"problem 'blur.*' does not fit blur: "):
+        with pytest.raises(ValueError, match=r"problem .blur.* does not fit blur: "):
             build("problem", text, table)
 
 
