@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffjax.core import exact, grids, levels, losses, parameterizations, posterior, schedules
 from diffjax.core.continuous_bound import bound_loss, continuous_bound
+from diffjax.core.denoising_cost import denoising_cost
 from diffjax.core.grids import from_times, full, leading, linspace, quadratic, trailing, uniform
 from diffjax.core.integrators import dormand_prince, runge_kutta
 from diffjax.core.interpolation import slerp
@@ -279,6 +280,7 @@ __all__ = [
     "ddrm",
     "deis",
     "denoise_noisy",
+    "denoising_cost",
     "dequantize",
     "diffpir",
     "diffusion_loss",

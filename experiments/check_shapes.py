@@ -57,6 +57,9 @@ class Args:
     """steps; by default as the run's configuration says"""
     solver: str | None = None
     """by default the run's"""
+    candidates: int | None = None
+    """pictures drawn for each prompt, of which the likeliest is measured; by default
+    as the run's configuration says"""
     checkpoint: int | None = None
     """step of the checkpoint; by default the newest"""
     seed: int = 0
@@ -133,8 +136,9 @@ def draw_all(args: Args, sources: Sequence[Shapes]) -> Iterator[np.ndarray]:
                          "captioned shapes, as train.py shapes_text makes.")  # fmt: skip
     encode = load_text(args.workdir)
     options = sampling_defaults(
-        run.config, guidance_scale=args.guidance_scale, num_steps=args.num_steps, solver=args.solver
-    )
+        run.config, guidance_scale=args.guidance_scale, num_steps=args.num_steps,
+        solver=args.solver, candidates=args.candidates,
+    )  # fmt: skip
     generate = make_sampler(run.config, run.network, options, mesh, text=text_condition(encode))
     size = -(-min(args.batch_size, args.num_prompts) // mesh.shape["data"]) * mesh.shape["data"]
     for source in sources:

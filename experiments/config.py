@@ -166,6 +166,9 @@ class SamplingConfig:
     """where to guide, low < sigma / alpha <= high; None for everywhere"""
     clip: bool = True
     """clip the estimate of the clean image to [-1, 1] in each step"""
+    candidates: int = 1
+    """images drawn for each one that is kept, the likeliest for its class or caption by the network
+    itself; train.py shows the first"""
 
 
 @dataclass(frozen=True)

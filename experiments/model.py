@@ -73,6 +73,7 @@ class SampleOptions:
       spacing: of the levels, a name of `diffjax.grids.SPACINGS` or of `choices.RATIOS`.
       times: the time grid itself, noise first, in the place of num_steps and spacing.
       walk: over the grid.
+      candidates: images drawn for each one that is kept, the likeliest for its condition.
     """
 
     solver: str = "ddim"
@@ -90,11 +91,14 @@ class SampleOptions:
     spacing: str = "trailing"
     times: tuple[float, ...] | None = None
     walk: Walk = ONCE
+    candidates: int = 1
 
     def __post_init__(self):
         for name in ("guidance_scale", "classifier_scale", "loss_strength", "loss_step_size"):
             if not np.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be finite.")
+        if self.candidates < 1:
+            raise ValueError(f"candidates is {self.candidates}; at least 1.")
         check_interval(self.guidance_interval)
 
     @property
@@ -153,8 +157,8 @@ def count_steps(options: SampleOptions, schedule: Schedule) -> int:
 
 
 def count_visits(options: SampleOptions, schedule: Schedule) -> int:
-    """The number of steps that are taken, with those that are walked again."""
-    return options.walk.count(count_steps(options, schedule))
+    """The steps taken for an image, with those that are walked again and those of candidates."""
+    return options.candidates * options.walk.count(count_steps(options, schedule))
 
 
 def make_times(options: SampleOptions, schedule: Schedule) -> np.ndarray:

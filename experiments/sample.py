@@ -60,6 +60,9 @@ class Args(Steering):
     eta: float | None = None
     """noise of ddim: 0 (its default) is deterministic, 1 is ancestral"""
     walk: Annotated[Walk, tyro.conf.arg(name="")] = ONCE
+    candidates: int | None = None
+    """draw each image so many times, and keep the one that the network itself finds likeliest for
+    its class or prompt; by default as the run's configuration says"""
     seed: int = 0
     """image i of a seed is always the same"""
     output: Path | None = None
@@ -124,6 +127,7 @@ def sample_options(args: Args, config: Config) -> SampleOptions:
         times=parse_times(args.times),
         eta=args.eta,
         walk=args.walk,
+        candidates=args.candidates,
         weights=read_composition(args.labels if args.prompt is None else args.prompt).weights,
     )
 

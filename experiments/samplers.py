@@ -4,18 +4,26 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
 import diffjax as dj
 from config import Config
-from denoisers import NO_GUIDES, sampling_denoiser
+from denoisers import NO_GUIDES, conditional, sampling_denoiser
 from diffjax.core.conditioning import Condition
 from diffjax.core.learned_schedule import LearnedLogsnr
 from diffjax.networks import Functional
 from diffjax.training import batch_sharding, replicated
 from model import SampleOptions, make_levels, make_parameterization, make_schedule, make_solver
 from runs import image_shape
+
+# what is drawn from the key of a seed: the start, the steps, the noise under which candidates are
+# compared, and behind these the seeds of further candidates
+START, STEPS, COMPARISON, FURTHER = range(4)
+# sigma / alpha where candidates are compared: from the places of things to their outlines
+COMPARED = np.geomspace(10.0, 0.3, 16)
 
 
 def make_sampler(
@@ -32,7 +40,8 @@ def make_sampler(
     """Compile `generate(params, key, positions, labels, texts, guides) -> images` for a mesh.
 
     Image i of a seed is a function of (params, key, i, its label and text) alone: positions, labels
-    and texts may be cut into batches, and the batches split over devices, in any way.
+    and texts may be cut into batches, and the batches split over devices, in any way. The first of
+    several candidates is the image that would be drawn without them.
 
     Args:
       config: of the run.
@@ -43,24 +52,38 @@ def make_sampler(
       classifier: see `sampling_denoiser`.
       on_step: see `diffjax.sample`.
       keep_trajectory: return a `Trajectory` instead of the images.
-    """
 
+    Raises:
+      ValueError: a trajectory of several candidates is asked for.
+    """
+    if keep_trajectory and options.candidates > 1:
+        raise ValueError(f"A trajectory is of one image; candidates is {options.candidates}.")
     plan = make_plan(config, options)
     walk = dj.trajectory if keep_trajectory else dj.sample
     denoiser = sampling_denoiser(config, network, options, text, classifier)
+    cost = make_cost(config, network, options, text)
     whole, split = replicated(mesh), batch_sharding(mesh)
 
     def generate(params, key, positions, labels, texts=None, guides=NO_GUIDES):
         positions, labels, texts = jax.lax.with_sharding_constraint(
             (positions, labels, texts), split
         )
-        noise_keys, keys = (
-            dj.sample_keys(jax.random.fold_in(key, purpose), positions) for purpose in (0, 1)
-        )
+        keys_of = lambda key, use: dj.sample_keys(jax.random.fold_in(key, use), positions)
         solver, levels = plan(params)
-        x = dj.initial_noise(noise_keys, (positions.shape[0], *image_shape(config)), levels)
         denoise = denoiser(params, labels, texts, guides)
-        return walk(keys, x, denoise, solver, levels, on_step=on_step)
+
+        def draw(key):
+            shape = positions.shape[0], *image_shape(config)
+            x = dj.initial_noise(keys_of(key, START), shape, levels)
+            return walk(keys_of(key, STEPS), x, denoise, solver, levels, on_step=on_step)
+
+        if options.candidates == 1:
+            return draw(key)
+        further = [jax.random.fold_in(key, FURTHER + i) for i in range(options.candidates - 1)]
+        draws = jax.lax.map(draw, jnp.stack([key, *further]))
+        told = lambda x0: cost(params, keys_of(key, COMPARISON), x0, labels, texts)
+        best = jnp.argmin(jax.lax.map(told, draws), axis=0)
+        return draws[best, jnp.arange(len(best))]
 
     # whole on every process: each can pass what it has in memory, and write what it likes
     return jax.jit(generate, in_shardings=whole, out_shardings=whole)
@@ -87,3 +110,20 @@ def make_plan(
     if isinstance(schedule, LearnedLogsnr):
         return lambda params: plan(make_schedule(config.diffusion, params))
     return lambda params: fixed
+
+
+def make_cost(
+    config: Config, network: Functional, options: SampleOptions, text: Condition | None
+) -> Callable[..., Array]:
+    """`cost(params, keys, x0, labels, texts) -> [b]`: how unlikely images are for what was told.
+
+    In nats, see `denoising_cost`; of the network without guidance.
+    """
+    told = conditional(config, options, text)
+
+    def cost(params, keys, x0, labels, texts=None) -> Array:
+        conditioning = {**(texts or {}), **({} if labels is None else {"labels": labels})}
+        levels = dj.levels_at(make_schedule(config.diffusion, params), COMPARED)
+        return dj.denoising_cost(keys, x0, told(network, params, conditioning), levels)
+
+    return cost

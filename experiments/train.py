@@ -264,7 +264,8 @@ def make_previewer(
     solvers = config.sampling.previews or (config.sampling.solver,)
     text = None if encode is None else text_condition(encode)
     build = partial(make_sampler, config, network, mesh=mesh, text=text, on_step=advance)
-    *others, animated = [sampling_defaults(config, solver=solver) for solver in solvers]
+    asked = partial(sampling_defaults, config, candidates=1)
+    *others, animated = [asked(solver=solver) for solver in solvers]
     samplers = [build(options=options) for options in others]
     trajectory = build(options=animated, keep_trajectory=True)
     names = [read_choice("previews", solver)[0] for solver in solvers]
