@@ -59,7 +59,6 @@ shapes_text = Config(
         guidance="apg",
         guidance_scale=5.0,
         guidance_interval=(0.3, 1e6),
-        candidates=4,
     ),
     batch_size=64,
     num_steps=5000,
