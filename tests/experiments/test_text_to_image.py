@@ -351,7 +351,7 @@ def pixels_of(parts, latents):
         (["--control-image", "none.png"], "--control-image none.png is not a file"),
         (["--control-image", PICTURE, "--controlnet-scale", "1", "2"], "2 numbers for 1 pictures"),
         (["--control-image", PICTURE], "has no UNet; ControlNets"),
-        (["--controlnet", "none", "--control-image", PICTURE], "none/config.json is missing"),
+        (["--controlnet", "none", "--control-image", PICTURE], "none is not a folder"),
         (["--single-file", __file__], "not a readable safetensors file"),
         (["--refiner", "none"], "none is not a folder"),
         (["--refiner-start", "1"], "--refiner-start is 1.0; it must be in (0, 1)"),
