@@ -30,7 +30,7 @@ from cli import parse_args, prepare_output, run_script
 from diffjax import data
 from diffjax.data.shapes import COLOURS, SIDE, SIZES, Group, Scene, Shapes
 from diffjax.metrics.objects import Found, find_objects
-from diffjax.training import make_mesh
+from diffjax.training import filled_batch_size, make_mesh
 from diffjax.training.manifest import write_atomically
 from model import sampling_defaults
 from pictures import save_grid
@@ -140,7 +140,7 @@ def draw_all(args: Args, sources: Sequence[Shapes]) -> Iterator[np.ndarray]:
         solver=args.solver, candidates=args.candidates,
     )  # fmt: skip
     generate = make_sampler(run.config, run.network, options, mesh, text=text_condition(encode))
-    size = -(-min(args.batch_size, args.num_prompts) // mesh.shape["data"]) * mesh.shape["data"]
+    size = filled_batch_size(min(args.batch_size, args.num_prompts), mesh)
     for source in sources:
         texts = encode([str(source.scene(index)) for index in range(args.num_prompts)])
         parts = generate_all(generate, run.params, args.seed, None, args.num_prompts, size, texts)

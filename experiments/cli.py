@@ -76,6 +76,14 @@ def _check_numbers(part: Any, prefix: str = "--") -> None:
             raise ValueError(f"{flag} is {value}; seeds are 0 to 2^63 - 1.")
 
 
+def check_counts(settings: Any, *names: str, least: int = 1) -> None:
+    """Refuse numbers of things below the least, by their flags."""
+    for name in names:
+        if getattr(settings, name) < least:
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is {getattr(settings, name)}; it must be at least {least}.")
+
+
 def prepare_output(path: Path, *suffixes: str, flag: str = "--output") -> Path:
     """Make the folder of an output; refuse before any work what could not be written after it.
 

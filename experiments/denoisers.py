@@ -48,7 +48,7 @@ def sampling_denoiser(
         lean = leaning(guidance, told, config, network, options)
 
     def denoiser(params, labels, texts=None, guides=NO_GUIDES) -> Any:
-        conditioning = {**(texts or {}), **({} if labels is None else {"labels": labels})}
+        conditioning = conditioning_of(labels, texts)
         denoise = lean(params, conditioning, guides)
         if guidance is not None and guidance.solver is not None:
             return denoise
@@ -62,6 +62,11 @@ def sampling_denoiser(
         return dj.clip_denoised(denoise) if options.clip else denoise
 
     return denoiser
+
+
+def conditioning_of(labels: Any, texts: dict[str, Any] | None) -> dict[str, Any]:
+    """What the network of a run is told: arrays [B, ...] by their names."""
+    return {**(texts or {}), **({} if labels is None else {"labels": labels})}
 
 
 def conditional(

@@ -26,7 +26,7 @@ from sklearn import datasets
 
 import diffjax as dj
 from choices import choose
-from cli import parse_args, prepare_output, run_script
+from cli import check_counts, parse_args, prepare_output, run_script
 from diffjax import losses
 from diffjax.core.levels import expand_level
 from diffjax.networks import Functional
@@ -232,10 +232,8 @@ def main() -> None:
     share = (0.2 if args.csv is None else 0.0) if args.hide is None else args.hide
     if not 0.0 <= share < 1.0:
         raise ValueError(f"--hide is {share}; it must be a share from 0 to less than 1.")
-    for name, least in {"num_draws": 2, "num_steps": 1, "train_steps": 1, "width": 1}.items():
-        if getattr(args, name) < least:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} is {getattr(args, name)}; it must be at least {least}.")
+    check_counts(args, "num_draws", least=2)
+    check_counts(args, "num_steps", "train_steps", "width")
     output = prepare_output(args.output, ".csv")
     if args.csv is None:
         found = choose("table", args.table, TABLES)()

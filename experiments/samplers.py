@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 import diffjax as dj
 from config import Config
-from denoisers import NO_GUIDES, conditional, sampling_denoiser
+from denoisers import NO_GUIDES, conditional, conditioning_of, sampling_denoiser
 from diffjax.core.conditioning import Condition
 from diffjax.core.learned_schedule import LearnedLogsnr
 from diffjax.networks import Functional
@@ -122,8 +122,8 @@ def make_cost(
     told = conditional(config, options, text)
 
     def cost(params, keys, x0, labels, texts=None) -> Array:
-        conditioning = {**(texts or {}), **({} if labels is None else {"labels": labels})}
         levels = dj.levels_at(make_schedule(config.diffusion, params), COMPARED)
-        return dj.denoising_cost(keys, x0, told(network, params, conditioning), levels)
+        denoise = told(network, params, conditioning_of(labels, texts))
+        return dj.denoising_cost(keys, x0, denoise, levels)
 
     return cost

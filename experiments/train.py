@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from autoencoding import autoencoder_losses, save_autoencoder
 from choices import choose, read_choice
-from cli import parse_args, run_script
+from cli import check_counts, parse_args, run_script
 from config import Config, RunConfig
 from configs import CONFIGS
 from diffjax import data
@@ -84,14 +84,6 @@ def read_command_line(words: list[str]) -> tuple[Config, RunConfig, Path]:
     check_counts(args.config, "num_steps", "batch_size", "accumulate")
     check_counts(args.run, "checkpoint_every", "log_every", "keep")
     return args.config, args.run, workdir
-
-
-def check_counts(settings: Config | RunConfig, *names: str) -> None:
-    """Refuse numbers of things below 1, by their flags."""
-    for name in names:
-        if getattr(settings, name) < 1:
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} is {getattr(settings, name)}; it must be at least 1.")
 
 
 def open_batches(
