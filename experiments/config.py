@@ -7,6 +7,7 @@ train.py (`--batch-size 64`, `--network.dropout 0.2`), and the run folder keeps 
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
@@ -66,6 +67,34 @@ class DiffusionConfig:
     ] = None
     learn_variance: bool = False
     """learn the reverse variance with the hybrid loss; doubles network.out_channels"""
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """Networks of one architecture, each for a part of the way from data to noise (eDiff-I)."""
+
+    boundaries: tuple[float, ...] = ()
+    """times at which one hands over to the next, of 0 at the data and 1 at the noise; none for a
+    single network"""
+    steps: tuple[int, ...] = ()
+    """training steps that each takes in turn, the one at the data first; by default one each"""
+    weights: tuple[str, ...] = ()
+    """loss weight of each; by default that of diffusion"""
+
+    def __post_init__(self):
+        ends = (0.0, *self.boundaries, 1.0)
+        if any(low >= high for low, high in pairwise(ends)):
+            raise ValueError(
+                f"experts.boundaries are {self.boundaries}; they must ascend between 0 and 1."
+            )
+        for name in ("steps", "weights"):
+            if len(getattr(self, name)) not in (0, len(ends) - 1):
+                raise ValueError(
+                    f"experts.{name} is {getattr(self, name)}, but {len(self.boundaries)} "
+                    f"boundaries part {len(ends) - 1} networks; needed is one for each, or none."
+                )
+        if any(count < 1 for count in self.steps):
+            raise ValueError(f"experts.steps is {self.steps}; each network takes at least 1.")
 
 
 @dataclass(frozen=True)
@@ -184,6 +213,7 @@ class Config:
     autoencoding: AutoencodingConfig | None = None
     network: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     batch_size: int = 128
@@ -204,6 +234,12 @@ class Config:
             raise ValueError(
                 f"task is {self.task}, autoencoding is {self.autoencoding}: an autoencoder is "
                 "trained by the task autoencode, and by no other."
+            )
+        if self.experts.boundaries and (self.task != "denoise" or self.diffusion.density):
+            raise ValueError(
+                "experts.boundaries part the times of a schedule, and its own distribution of "
+                f"levels: task is {self.task} and diffusion.density {self.diffusion.density}, but "
+                "must be denoise and None."
             )
         context = self.network.context
         if self.text is not None and (context is None or context.features != self.text.features):

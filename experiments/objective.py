@@ -1,7 +1,9 @@
 """What training minimises, and how: the loss and the optimizer of a configuration."""
 
+import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import optax
@@ -15,11 +17,34 @@ from diffjax.core.learned_schedule import LearnedLogsnr
 from model import make_parameterization, make_schedule
 
 
-def make_loss(config: Config, apply: Callable[..., Array]) -> losses.Loss:
-    """The training loss of a configuration, of the params of `runs.make_network`."""
+def make_losses(config: Config, apply: Callable[..., Array]) -> list[losses.Loss]:
+    """The training losses of a configuration: one, or one for each of its experts."""
+    if not config.experts.boundaries:
+        return [make_loss(config, apply)]
+    ends = (0.0, *config.experts.boundaries, 1.0)
+    weights = config.experts.weights or (config.diffusion.weight,) * (len(ends) - 1)
+
+    def of_expert(i: int) -> losses.Loss:
+        diffusion = dataclasses.replace(config.diffusion, weight=weights[i])
+        own = dataclasses.replace(config, diffusion=diffusion)
+        return make_loss(own, partial(apply, part=i), ends[i : i + 2])
+
+    return [of_expert(i) for i in range(len(weights))]
+
+
+def make_loss(
+    config: Config, apply: Callable[..., Array], part: Sequence[float] = (0.0, 1.0)
+) -> losses.Loss:
+    """The training loss of a configuration, of the params of `runs.make_network`.
+
+    Args:
+      config: of the run.
+      apply: of its network.
+      part: of the times [0, 1) that is trained on.
+    """
     diffusion = config.diffusion
     schedule = make_schedule(diffusion)
-    times = choose("times", diffusion.times, losses.TIME_SAMPLERS)
+    times = losses.within(choose("times", diffusion.times, losses.TIME_SAMPLERS), *part)
     if config.task == "classify":
         return dj.classifier_loss(apply, schedule, times=times)
     if isinstance(schedule, LearnedLogsnr):

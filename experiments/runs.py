@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from autoencoding import autoencoder_network
@@ -22,9 +23,11 @@ from choices import SCHEDULES, build
 from config import Config, DataConfig, load_config
 from diffjax import data
 from diffjax.core.learned_schedule import LearnedLogsnr
-from diffjax.networks import Functional, UNetConfig, classifier, unet, unet_attention_map
+from diffjax.core.noising import training_times
+from diffjax.networks import Functional, UNetConfig, classifier, experts, unet, unet_attention_map
 from diffjax.networks.class_tokens import class_tokens
 from diffjax.training import ema_names, find_checkpoint, load_item, replicated
+from model import make_parameterization, make_schedule
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -112,6 +115,13 @@ def make_network(config: Config, make: Callable[[UNetConfig], Functional] = unet
     network = class_tokens(shape, make) if told else make(shape)
     diffusion = config.diffusion
     schedule = build("schedule", diffusion.schedule, SCHEDULES, num_steps=diffusion.num_train_steps)
+    if config.experts.boundaries:
+        if isinstance(schedule, LearnedLogsnr):
+            raise ValueError(
+                f"The schedule {diffusion.schedule} is learned; experts.boundaries need one that "
+                "stays as it is."
+            )
+        network = experts(network, handovers(config))
     if not isinstance(schedule, LearnedLogsnr):
         return network
 
@@ -122,6 +132,13 @@ def make_network(config: Config, make: Callable[[UNetConfig], Functional] = unet
         return network.apply(params["network"], *inputs, **conditioning)
 
     return Functional(init, apply)
+
+
+def handovers(config: Config) -> list[float]:
+    """The boundaries between the experts of a run, as its network is told times."""
+    schedule = make_schedule(config.diffusion)
+    times = training_times(schedule, jnp.asarray(config.experts.boundaries))
+    return make_parameterization(config.diffusion).clock(schedule(times)).tolist()
 
 
 def other_network(config: Config, network: Functional, weaker: str | None) -> Functional:

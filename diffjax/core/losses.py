@@ -52,6 +52,7 @@ from diffjax.core.noising import (
     noise_batch,
     stratified,
     uniform,
+    within,
 )
 from diffjax.core.parameterizations import (
     Parameterization,
@@ -90,6 +91,7 @@ __all__ = [
     "truncated_snr",
     "uniform",
     "velocity",
+    "within",
 ]
 
 Batch = Mapping[str, Array]

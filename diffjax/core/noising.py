@@ -41,6 +41,25 @@ def low_discrepancy(keys: BatchKeys) -> Array:
     return (jax.random.uniform(_batch_key(keys)) + keys.index / keys.size) % 1.0
 
 
+def within(times: TimeSampler, low: float, high: float) -> TimeSampler:
+    """Times of a part of the way alone, [b] in [low, high).
+
+    Args:
+      times: how they are drawn within it.
+      low, high: of the whole [0, 1).
+
+    Raises:
+      ValueError: the part is empty or reaches beyond the whole.
+
+    >>> from diffjax.core.keys import batch_keys
+    >>> within(low_discrepancy, 0.75, 1.0)(batch_keys(jax.random.key(0), 4)).min() >= 0.75
+    Array(True, dtype=bool)
+    """
+    if not 0.0 <= low < high <= 1.0:
+        raise ValueError(f"within: the part from {low} to {high}; needed is 0 <= low < high <= 1.")
+    return lambda keys: low + (high - low) * times(keys)
+
+
 TIME_SAMPLERS: dict[str, TimeSampler] = {
     "uniform": uniform,
     "stratified": stratified,

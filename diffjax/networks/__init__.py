@@ -10,6 +10,7 @@ the configuration of a published one, such as `ddpm_cifar10()` or `dit_xl_2()`.
     latents          autoencoder_kl, autoencoder_tiny, vq_autoencoder
     texts            clip_text, t5_encoder
     steering         controlnet, t2i_adapter, classifier
+    several in one   experts, each for a part of the way from data to noise
     evaluation       inception, by which FID is measured
 """
 
@@ -19,6 +20,7 @@ from diffjax.networks.classifier import classifier
 from diffjax.networks.clip import CLIPTextConfig, clip_text
 from diffjax.networks.controlnet import ControlNetConfig, controlnet
 from diffjax.networks.dit import DiTConfig, dit, dit_s_2, dit_xl_2
+from diffjax.networks.experts import experts
 from diffjax.networks.flux import FluxConfig, flux
 from diffjax.networks.functional import Functional, count_parameters, functional
 from diffjax.networks.inception import inception
@@ -75,6 +77,7 @@ __all__ = [
     "dit_s_2",
     "dit_xl_2",
     "edm_cifar10",
+    "experts",
     "flux",
     "functional",
     "inception",
