@@ -7,8 +7,10 @@ import socket
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +18,8 @@ from PIL import Image
 import cli
 import sample
 import train
+from diffjax.training import make_mesh
+from runs import load_run
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -118,6 +122,33 @@ def test_a_killed_and_resumed_run_ends_like_one_that_was_not(workdir, tmp_path):
     old, new = ([json.loads(line) for line in (folder / "metrics.jsonl").open()]
                 for folder in (workdir, tmp_path))  # fmt: skip
     assert [line["loss"] for line in new][-2:] == [line["loss"] for line in old][-2:]
+
+
+def test_experts_are_trained_in_turn_and_sampled_from(tmp_path):
+    words = ["digits", "--workdir", tmp_path, *TINY, "--ema-decay", 0,
+             "--experts.boundaries", 0.5, "--experts.steps", 2, 1]  # fmt: skip
+
+    def trained(num_steps):
+        # once there is a checkpoint, the run goes on
+        status, _, err = run("train.py", *words, "--num-steps", num_steps)
+        assert status == 0, err
+        return load_run(tmp_path, make_mesh()).params
+
+    seen = [trained(num_steps) for num_steps in (1, 2, 3)]
+    moved = [
+        [same_everywhere(before[part], after[part]) for part in "01"]
+        for before, after in pairwise(seen)
+    ]
+    # the second step is of the part at the data, the third of the one at the noise, which stood
+    # still until then
+    assert moved[0] == [False, True]
+    assert moved[1][1] is False
+    images, _ = sampled(tmp_path, "experts", "--num-samples", 8)
+    assert images.shape == (8, 8, 8, 1)
+
+
+def same_everywhere(one, other):
+    return jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
 
 
 def test_a_signal_saves_a_checkpoint_and_leaves_with_its_status(tmp_path):
