@@ -67,6 +67,8 @@ def export_run(run: Run, workdir: Path, output: Path, *, dtype: str = "float32")
     """
     if run.config.network.context is not None:
         raise ValueError("the format holds no system whose text encoder was trained here")
+    if run.config.experts.boundaries:
+        raise ValueError("the format holds one network, and the run has experts")
     scheduler = scheduler_settings(run.config)
     latent = run.config.latents is not None
     ancestral = scheduler["_class_name"] == "DDPMScheduler"

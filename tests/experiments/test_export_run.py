@@ -13,7 +13,7 @@ from tiny_systems import draw_params
 
 import diffjax as dj
 import export_run
-from config import Config, DiffusionConfig, SamplingConfig
+from config import Config, DiffusionConfig, ExpertsConfig, SamplingConfig
 from configs import CONFIGS
 from diffjax.networks import UNetConfig
 from diffjax.networks.autoencoder_kl import AutoencoderKLConfig, autoencoder_kl
@@ -96,6 +96,7 @@ def test_a_run_in_latent_space_takes_its_autoencoder_along(tmp_path):
         ({"diffusion": CONFIGS["digits_ncsn"].diffusion}, "is no table of betas|preserve"),
         ({"network": replace(NETWORK, patch_size=2)}, "patch_size = 2"),
         ({"network": CONFIGS["ldm4_imagenet"].network}, "text encoder was trained here"),
+        ({"experts": ExpertsConfig((0.5,))}, "the run has experts"),
     ],
 )
 def test_what_the_format_cannot_hold_is_refused(changes, reason, tmp_path):
