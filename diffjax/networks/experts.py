@@ -8,6 +8,7 @@ details. Source: eDiff-I, arXiv:2211.01324, Section 4.1.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -58,22 +59,19 @@ def experts(network: Functional, boundaries: Sequence[float]) -> Functional:
     def apply(
         params: dict[str, Any], x: Array, t: Array, *, part: int | None = None, **conditioning: Any
     ) -> Any:
+        def estimate(i: int) -> Any:
+            return network.apply(params[names[i]], x, t, **conditioning)
+
         if part is not None:
-            return network.apply(params[names[part]], x, t, **conditioning)
-
-        def estimate(name: str) -> Any:
-            return network.apply(params[name], x, t, **conditioning)
-
-        like = jax.eval_shape(lambda: estimate(names[0]))
-        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+            return estimate(part)
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: estimate(0)))
         parts = jnp.searchsorted(jnp.asarray(boundaries), t, side="right")
         found = nothing
-        for i, name in enumerate(names):
+        for i in range(len(names)):
             of_it = parts == i
-            new = lax.cond(jnp.any(of_it), lambda name=name: estimate(name), lambda: nothing)
-            found = jax.tree.map(
-                lambda a, b, of_it=of_it: jnp.where(expand(of_it, a), a, b), new, found
-            )
+            new = lax.cond(jnp.any(of_it), partial(estimate, i), lambda: nothing)
+            pick = lambda a, b, of_it=of_it: jnp.where(expand(of_it, a), a, b)
+            found = jax.tree.map(pick, new, found)
         return found
 
     return Functional(init, apply)
