@@ -82,6 +82,11 @@ class ExpertsConfig:
     """loss weight of each; by default that of diffusion"""
 
     def __post_init__(self):
+        if not self.boundaries and (self.steps or self.weights):
+            raise ValueError(
+                f"experts.steps and experts.weights are {self.steps} and {self.weights}, but "
+                "without experts.boundaries there is one network; give them too, or none of these."
+            )
         ends = (0.0, *self.boundaries, 1.0)
         if any(low >= high for low, high in pairwise(ends)):
             raise ValueError(

@@ -40,12 +40,17 @@ def make_schedule(config: DiffusionConfig, params: Any = None) -> Schedule:
       params: of a run (`runs.make_network`), for a schedule that is learned; without them it is
         the one from which learning starts.
     """
-    schedule = build("schedule", config.schedule, SCHEDULES, num_steps=config.num_train_steps)
+    schedule = named_schedule(config)
     if config.zero_terminal_snr:
         schedule = dj.zero_terminal_snr(schedule)
     if params is not None and isinstance(schedule, LearnedLogsnr):
         schedule = schedule.with_params(params["schedule"])
     return schedule if config.shift == 1.0 else schedules.shifted(schedule, config.shift)
+
+
+def named_schedule(config: DiffusionConfig) -> Schedule:
+    """The schedule that a configuration names; shift and zero terminal SNR are not in it."""
+    return build("schedule", config.schedule, SCHEDULES, num_steps=config.num_train_steps)
 
 
 def make_parameterization(config: DiffusionConfig) -> dj.Parameterization:

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from autoencoding import autoencoder_network
-from choices import SCHEDULES, build
 from config import Config, DataConfig, load_config
 from diffjax import data
 from diffjax.core.learned_schedule import LearnedLogsnr
@@ -27,7 +26,7 @@ from diffjax.core.noising import training_times
 from diffjax.networks import Functional, UNetConfig, classifier, experts, unet, unet_attention_map
 from diffjax.networks.class_tokens import class_tokens
 from diffjax.training import ema_names, find_checkpoint, load_item, replicated
-from model import make_parameterization, make_schedule
+from model import make_parameterization, make_schedule, named_schedule
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -113,13 +112,12 @@ def make_network(config: Config, make: Callable[[UNetConfig], Functional] = unet
     # a context that no text fills is the class
     told = shape.context is not None and config.text is None
     network = class_tokens(shape, make) if told else make(shape)
-    diffusion = config.diffusion
-    schedule = build("schedule", diffusion.schedule, SCHEDULES, num_steps=diffusion.num_train_steps)
+    schedule = named_schedule(config.diffusion)
     if config.experts.boundaries:
         if isinstance(schedule, LearnedLogsnr):
             raise ValueError(
-                f"The schedule {diffusion.schedule} is learned; experts.boundaries need one that "
-                "stays as it is."
+                f"The schedule {config.diffusion.schedule} is learned; experts.boundaries need one "
+                "that stays as it is."
             )
         network = experts(network, handovers(config))
     if not isinstance(schedule, LearnedLogsnr):

@@ -21,7 +21,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffjax.core.keys import fold_in_each
-from diffjax.core.levels import expand
+from diffjax.core.levels import select
 
 Conditioning = dict[str, Array]
 
@@ -143,10 +143,9 @@ def with_image(apply: Callable[..., Array], name: str = "image") -> Callable[...
 def _replace(conditioning: Conditioning, condition: Condition, drop: Array) -> Conditioning:
     """The conditioning with the null values of one condition where `drop`, [B], says so."""
     empty = told_nothing(conditioning, [condition])
-    choose = lambda null, array: jnp.where(expand(drop, array), null, array)
-    chosen = {name: choose(empty[name], conditioning[name]) for name in condition.null}
     # what is not about the condition may be anything, such as the pictures of a ControlNet
-    return {**conditioning, **chosen}
+    about = {name: conditioning[name] for name in condition.null}
+    return {**conditioning, **select(drop, {name: empty[name] for name in about}, about)}
 
 
 def _check_names(conditioning: Conditioning, conditions: Sequence[Condition]) -> None:

@@ -21,8 +21,9 @@ Source for the general form: Variational Diffusion Models, arXiv:2107.00630, App
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
@@ -84,6 +85,15 @@ def expand(values: Array, x: Array) -> Array:
             f"{x.shape}; needed is one for each sample, or one for all of them."
         )
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim)) if values.ndim else values
+
+
+def select(mask: Array, a: Any, b: Any) -> Any:
+    """Of two trees of one structure, a where the mask, [B] or a scalar, is true, b elsewhere.
+
+    >>> select(jnp.array([True, False]), jnp.ones((2, 3)), jnp.zeros((2, 3))).tolist()
+    [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+    return jax.tree.map(lambda a, b: jnp.where(expand(mask, a), a, b), a, b)
 
 
 def expand_level(level: NoiseLevel, x: Array) -> NoiseLevel:

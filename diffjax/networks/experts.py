@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from diffjax.core.levels import expand
+from diffjax.core.levels import select
 from diffjax.networks.functional import Functional
 
 
@@ -70,8 +70,7 @@ def experts(network: Functional, boundaries: Sequence[float]) -> Functional:
         for i in range(len(names)):
             of_it = parts == i
             new = lax.cond(jnp.any(of_it), partial(estimate, i), lambda: nothing)
-            pick = lambda a, b, of_it=of_it: jnp.where(expand(of_it, a), a, b)
-            found = jax.tree.map(pick, new, found)
+            found = select(of_it, new, found)
         return found
 
     return Functional(init, apply)

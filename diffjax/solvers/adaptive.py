@@ -24,7 +24,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from diffjax.core.inverse import level_at
-from diffjax.core.levels import NoiseLevel, expand, ratio_of
+from diffjax.core.levels import NoiseLevel, expand, ratio_of, select
 from diffjax.core.parameterizations import estimate_eps
 from diffjax.core.sampling import Solver, stateless
 from diffjax.core.schedules import Schedule
@@ -142,8 +142,7 @@ def dpm_adaptive(
         errors = jnp.stack([newest, state.errors[:, 0]], axis=1)
         stepped = Control(reached, high, low, state.h, errors)
         accepted = active & (factor >= accept_safety)
-        choose = lambda new, old: jnp.where(expand(accepted, new), new, old)
-        return jax.tree.map(choose, stepped, state)
+        return select(accepted, stepped, state)
 
     def integrate(y, rho, next_rho, estimate):
         ones, end = jnp.ones(len(y), y.dtype), -jnp.log(next_rho)

@@ -22,14 +22,13 @@ p(x) (p(x | c) / p(x))^guidance_scale.
 
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from diffjax.core.arguments import concrete_values
-from diffjax.core.levels import NoiseLevel, expand
+from diffjax.core.levels import NoiseLevel, expand, select
 from diffjax.core.parameterizations import Denoiser, map_x0
 from diffjax.transforms.estimates import x0_of
 
@@ -172,8 +171,7 @@ def guidance_interval(
         inside = (jnp.arctan(low) < angle) & (angle <= jnp.arctan(high))
         if inside.ndim == 0:
             return lax.cond(inside, lambda: guided(x, level), lambda: denoise(x, level))
-        choose = lambda a, b: jnp.where(expand(inside, a), a, b)
-        return jax.tree.map(choose, guided(x, level), denoise(x, level))
+        return select(inside, guided(x, level), denoise(x, level))
 
     return chosen
 

@@ -73,6 +73,7 @@ def test_without_boundaries_there_is_one_loss_of_all_times():
         (partial(ExpertsConfig, (0.5,), steps=(3,)), r"experts\.steps is \(3,\)"),
         (partial(ExpertsConfig, (0.5,), weights=("simple",) * 3), r"experts\.weights"),
         (partial(ExpertsConfig, (0.5,), steps=(3, 0)), "at least 1"),
+        (partial(ExpertsConfig, weights=("simple",)), "without experts.boundaries"),
         (partial(with_experts, CONFIGS["digits_classifier"], 0.5), "task is classify"),
         (partial(with_experts, CONFIGS["cifar10_edm"], 0.5), r"diffusion\.density"),
     ],
