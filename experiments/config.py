@@ -76,30 +76,29 @@ class ExpertsConfig:
     boundaries: tuple[float, ...] = ()
     """times at which one hands over to the next, of 0 at the data and 1 at the noise; none for a
     single network"""
-    steps: tuple[int, ...] = ()
-    """training steps that each takes in turn, the one at the data first; by default one each"""
+    overlap: float = 0.0
+    """how far beyond its part of the times each is trained"""
     weights: tuple[str, ...] = ()
-    """loss weight of each; by default that of diffusion"""
+    """loss weight of each, the one at the data first; by default that of diffusion"""
 
     def __post_init__(self):
-        if not self.boundaries and (self.steps or self.weights):
-            raise ValueError(
-                f"experts.steps and experts.weights are {self.steps} and {self.weights}, but "
-                "without experts.boundaries there is one network; give them too, or none of these."
-            )
         ends = (0.0, *self.boundaries, 1.0)
         if any(low >= high for low, high in pairwise(ends)):
             raise ValueError(
                 f"experts.boundaries are {self.boundaries}; they must ascend between 0 and 1."
             )
-        for name in ("steps", "weights"):
-            if len(getattr(self, name)) not in (0, len(ends) - 1):
-                raise ValueError(
-                    f"experts.{name} is {getattr(self, name)}, but {len(self.boundaries)} "
-                    f"boundaries part {len(ends) - 1} networks; needed is one for each, or none."
-                )
-        if any(count < 1 for count in self.steps):
-            raise ValueError(f"experts.steps is {self.steps}; each network takes at least 1.")
+        if not 0.0 <= self.overlap <= 1.0:
+            raise ValueError(f"experts.overlap is {self.overlap}; it must be between 0 and 1.")
+        if self.weights and not self.boundaries:
+            raise ValueError(
+                f"experts.weights are {self.weights}, but without experts.boundaries there is one "
+                "network; give both, or diffusion.weight."
+            )
+        if len(self.weights) not in (0, len(ends) - 1):
+            raise ValueError(
+                f"experts.weights are {self.weights}, but {len(self.boundaries)} boundaries part "
+                f"{len(ends) - 1} networks; needed is one for each, or none."
+            )
 
 
 @dataclass(frozen=True)

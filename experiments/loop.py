@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from diffjax.training import Checkpointer, TrainingLog, TrainState, ema_names, s
 from runs import CHECKPOINTS, CONFIG_FILE
 
 Step = Callable[[TrainState, Any, Array], tuple[TrainState, Any]]
-# from the number of steps taken to the name of the next one's
-Choice = Callable[[int], int]
 
 
 def claim_workdir(workdir: Path, config: Any) -> None:
@@ -64,39 +62,24 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def in_turn(steps: Mapping[int, Step], choose: Choice) -> Step:
-    """One step of several, which are taken as `choose` says.
+def in_turn(steps: Mapping[int, Step]) -> Step:
+    """One step of several: each from the step on that is its name, until the next begins.
 
     >>> from types import SimpleNamespace
-    >>> step = in_turn({0: lambda *_: "early", 5: lambda *_: "late"}, last_begun([0, 5]))
+    >>> step = in_turn({0: lambda *_: "early", 5: lambda *_: "late"})
     >>> [step(SimpleNamespace(step=n), None, None) for n in (3, 4, 5)]
     ['early', 'early', 'late']
     """
+    begins = sorted(steps)
     taken = None
 
     def step(state, batch, key):
         nonlocal taken
         # read once, since reading waits for the step before
         taken = int(state.step) if taken is None else taken + 1
-        return steps[choose(taken)](state, batch, key)
+        return steps[begins[bisect_right(begins, taken) - 1]](state, batch, key)
 
     return step
-
-
-def last_begun(begins: Iterable[int]) -> Choice:
-    """Each from the step on that is its name, until the next begins."""
-    ascending = sorted(begins)
-    return lambda taken: ascending[bisect_right(ascending, taken) - 1]
-
-
-def in_rounds(counts: Sequence[int]) -> Choice:
-    """The first for so many steps, then the next, and so on from the start.
-
-    >>> [in_rounds([3, 1])(taken) for taken in range(6)]
-    [0, 0, 0, 1, 0, 0]
-    """
-    order = [i for i, count in enumerate(counts) for _ in range(count)]
-    return lambda taken: order[taken % len(order)]
 
 
 def run_steps(

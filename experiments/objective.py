@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import optax
@@ -17,25 +18,31 @@ from diffjax.core.learned_schedule import LearnedLogsnr
 from model import make_parameterization, make_schedule
 
 
-def make_losses(config: Config, apply: Callable[..., Array]) -> list[losses.Loss]:
-    """The training losses of a configuration: one, or one for each of its experts."""
-    if not config.experts.boundaries:
-        return [make_loss(config, apply)]
-    ends = (0.0, *config.experts.boundaries, 1.0)
-    weights = config.experts.weights or (config.diffusion.weight,) * (len(ends) - 1)
+def make_loss(config: Config, apply: Callable[..., Array]) -> losses.Loss:
+    """The training loss of a configuration, of the params of `runs.make_network`."""
+    parts = training_parts(config)
+    if len(parts) == 1:
+        return make_part_loss(config, apply)
+    weights = config.experts.weights or (config.diffusion.weight,) * len(parts)
 
     def of_expert(i: int) -> losses.Loss:
         diffusion = dataclasses.replace(config.diffusion, weight=weights[i])
         own = dataclasses.replace(config, diffusion=diffusion)
-        return make_loss(own, partial(apply, part=i), ends[i : i + 2])
+        return make_part_loss(own, partial(apply, part=i), parts[i])
 
-    return [of_expert(i) for i in range(len(weights))]
+    return losses.total([of_expert(i) for i in range(len(parts))])
 
 
-def make_loss(
+def training_parts(config: Config) -> list[tuple[float, float]]:
+    """The part of the times [0, 1) that each network of a run is trained on."""
+    overlap, ends = config.experts.overlap, (0.0, *config.experts.boundaries, 1.0)
+    return [(max(low - overlap, 0.0), min(high + overlap, 1.0)) for low, high in pairwise(ends)]
+
+
+def make_part_loss(
     config: Config, apply: Callable[..., Array], part: Sequence[float] = (0.0, 1.0)
 ) -> losses.Loss:
-    """The training loss of a configuration, of the params of `runs.make_network`.
+    """The loss of one network.
 
     Args:
       config: of the run.

@@ -50,9 +50,9 @@ from diffjax.training import (
 )
 from diffjax.training.autoencoder import each_part
 from latent_space import LatentSpace, prepare_latents
-from loop import Choice, averaged_params, claim_workdir, in_rounds, in_turn, last_begun, run_steps
+from loop import averaged_params, claim_workdir, in_turn, run_steps
 from model import sampling_defaults, to_uint8
-from objective import make_losses, make_optimizer
+from objective import make_loss, make_optimizer
 from pictures import save_animation, save_grid, save_loss_curve
 from runs import image_shape, make_network, open_source
 from samplers import make_sampler
@@ -115,18 +115,16 @@ def open_batches(
     )  # fmt: skip
 
 
-def losses_in_turn(
+def make_losses(
     config: Config, network: Functional, space: LatentSpace | None = None
-) -> tuple[dict[int, Loss], Choice]:
-    """The losses of a run, and which of them is the next behind a number of steps."""
+) -> dict[int, Loss]:
+    """The losses of a run by the steps from which they hold."""
     if config.autoencoding is not None:
-        losses = autoencoder_losses(config.autoencoding)
-        return losses, last_begun(losses)
-    losses = dict(enumerate(make_losses(config, network.apply)))
+        return autoencoder_losses(config.autoencoding)
+    loss = make_loss(config, network.apply)
     if space is not None:
-        encoded = partial(latent_loss, shift=space.shift, scale=space.scale)
-        losses = {i: encoded(loss) for i, loss in losses.items()}
-    return losses, in_rounds(config.experts.steps or (1,) * len(losses))
+        loss = latent_loss(loss, shift=space.shift, scale=space.scale)
+    return {0: loss}
 
 
 def train(
@@ -150,22 +148,21 @@ def train(
     state = shard_state(state, mesh, fsdp() if config.fsdp else ())
     # without out_shardings the compiler might lay the new state out differently and compile again
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-    losses, choose = losses_in_turn(config, network, space)
     steps = {
-        name: jax.jit(
+        begin: jax.jit(
             make_train_step(
                 loss, optimizer, ema_decay=config.ema_decay, accumulate=config.accumulate
             ),
             donate_argnums=0, out_shardings=(layout, replicated(mesh)),
         )
-        for name, loss in losses.items()
+        for begin, loss in make_losses(config, network, space).items()
     }  # fmt: skip
     preview = None
     if run.sample_every and config.task != "classify":
         draw = make_pictures(config, network, mesh, encode, space)
         preview = lambda state, suffix: draw(averaged_params(state, config), workdir, suffix)
     return run_steps(
-        in_turn(steps, choose), state, batches, key, config=config, run=run, workdir=workdir,
+        in_turn(steps), state, batches, key, config=config, run=run, workdir=workdir,
         title=f"Training {config.data.name}", size=f"{count_parameters(params):,} parameters",
         preview=preview,
     )  # fmt: skip

@@ -20,7 +20,7 @@ training on another schedule of the same levels:
                      diffusion_loss(apply, resampled(linear(), densities.uniform()), score)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -88,6 +88,7 @@ __all__ = [
     "snr_plus_one",
     "split_batch",
     "stratified",
+    "total",
     "truncated_snr",
     "uniform",
     "velocity",
@@ -228,6 +229,32 @@ def regression_error(
     # the target of the score is infinite at sigma = 0
     wanted = target(parameterization, x0, noise, off_the_ends(level))
     return mean_each((output - wanted) ** 2)
+
+
+def total(losses: Sequence[Loss]) -> Loss:
+    """The sum of losses of one batch, each with noise and times of its own.
+
+    Each moves the parameters that it alone depends on, such as those of one expert, as it would
+    without the others. Metrics get the number of their loss: "mse_0", "mse_1".
+
+    >>> import jax.numpy as jnp
+    >>> of = lambda name: lambda params, batch, keys: (batch["x0"] * params[name], {})
+    >>> loss = total([of("a"), of("b")])
+    >>> loss({"a": 1.0, "b": 10.0}, {"x0": jnp.ones(2)}, jax.random.key(0))[0].tolist()
+    [11.0, 11.0]
+    """
+
+    def of_all(params, batch, keys):
+        given = as_batch_keys(keys, split_batch(batch)[0])
+        metrics: dict[str, Array] = {}
+        value: Any = 0.0
+        for i, loss in enumerate(losses):
+            own, seen = loss(params, batch, given._replace(key=jax.random.fold_in(given.key, i)))
+            value = value + own
+            metrics |= {f"{name}_{i}": each for name, each in seen.items()}
+        return value, metrics
+
+    return of_all
 
 
 def split_batch(batch: Batch) -> tuple[Array, dict[str, Array]]:

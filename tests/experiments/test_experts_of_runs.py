@@ -1,4 +1,4 @@
-"""Experts of a run: who trains when, on which times, and who is asked when sampling."""
+"""Experts of a run: which times each is trained on, and who is asked when sampling."""
 
 import dataclasses
 from functools import partial
@@ -13,7 +13,7 @@ from configs import CONFIGS
 from diffjax.core.noising import training_times
 from diffjax.networks import Functional, experts
 from model import make_parameterization, make_schedule
-from objective import make_loss, make_losses
+from objective import make_loss, make_part_loss, training_parts
 from runs import handovers, make_network
 
 DIGITS = CONFIGS["digits"]
@@ -39,30 +39,40 @@ def test_a_network_hands_over_where_training_does(name):
 
 
 def test_each_expert_learns_of_its_times_by_its_weight():
-    config = with_experts(DIGITS, 0.6, weights=("constant", "p2(k=0.1)"))
+    config = with_experts(DIGITS, 0.6, overlap=0.1, weights=("constant", "p2(k=0.1)"))
     affine = lambda params, x, t, *, keys=None: params * x + 1e-3 * t[:, None, None, None]
     network = experts(Functional(lambda key: jnp.array(0.1), affine), handovers(config))
     params, key = {"0": jnp.array(0.1), "1": jnp.array(0.2)}, jax.random.key(0)
-    for i, loss in enumerate(make_losses(config, network.apply)):
-        values = loss(params, {"x0": IMAGES}, key)[0]
+    slope = lambda loss, params, key: jax.grad(
+        lambda params: loss(params, {"x0": IMAGES}, key)[0].mean()
+    )(params)
+    found = slope(make_loss(config, network.apply), params, key)
+    for i, part in enumerate([(0.0, 0.7), (0.5, 1.0)]):
         diffusion = dataclasses.replace(DIGITS.diffusion, weight=config.experts.weights[i])
-        part = [(0.0, 0.6), (0.6, 1.0)][i]
-        alone = make_loss(dataclasses.replace(DIGITS, diffusion=diffusion), affine, part)
-        np.testing.assert_allclose(values, alone(params[str(i)], {"x0": IMAGES}, key)[0], rtol=1e-6)
-        # whom the times of the part ask is the one that learns
-        routed = make_loss(dataclasses.replace(DIGITS, diffusion=diffusion), network.apply, part)
-        np.testing.assert_allclose(values, routed(params, {"x0": IMAGES}, key)[0], rtol=1e-6)
-        mean = lambda params, loss=loss: loss(params, {"x0": IMAGES}, key)[0].mean()
-        slopes = jax.grad(mean)(params)
-        assert [float(slopes[name]) != 0.0 for name in "01"] == [i == 0, i == 1]
+        alone = make_part_loss(dataclasses.replace(DIGITS, diffusion=diffusion), affine, part)
+        wanted = slope(alone, params[str(i)], jax.random.fold_in(key, i))
+        np.testing.assert_allclose(found[str(i)], wanted, rtol=1e-6)
 
 
-def test_without_boundaries_there_is_one_loss_of_all_times():
-    apply = lambda params, x, t, *, keys=None: params * x
-    (loss,) = make_losses(DIGITS, apply)
-    values = [each(0.1, {"x0": IMAGES}, jax.random.key(0))[0]
-              for each in (loss, make_loss(DIGITS, apply))]  # fmt: skip
-    np.testing.assert_array_equal(*values)
+def test_the_loss_of_experts_is_told_part_by_part():
+    config = with_experts(DIGITS, 0.6)
+    network = experts(Functional(lambda key: key, lambda params, x, t, **_: params * x), [0.6])
+    params, batch = {"0": 0.1, "1": 0.2}, {"x0": IMAGES}
+    values, metrics = make_loss(config, network.apply)(params, batch, jax.random.key(0))
+    assert values.shape == (16,)
+    np.testing.assert_allclose(values, metrics["mse_0"] + metrics["mse_1"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("boundaries", "overlap", "parts"),
+    [
+        ((), 0.0, [(0.0, 1.0)]),
+        ((0.5,), 0.0, [(0.0, 0.5), (0.5, 1.0)]),
+        ((0.25, 0.75), 0.5, [(0.0, 0.75), (0.0, 1.0), (0.25, 1.0)]),
+    ],
+)
+def test_parts_overlap_within_the_whole(boundaries, overlap, parts):
+    assert training_parts(with_experts(DIGITS, *boundaries, overlap=overlap)) == parts
 
 
 @pytest.mark.parametrize(
@@ -70,9 +80,8 @@ def test_without_boundaries_there_is_one_loss_of_all_times():
     [
         (partial(ExpertsConfig, (0.5, 0.2)), "ascend between 0 and 1"),
         (partial(ExpertsConfig, (1.0,)), "ascend between 0 and 1"),
-        (partial(ExpertsConfig, (0.5,), steps=(3,)), r"experts\.steps is \(3,\)"),
+        (partial(ExpertsConfig, (0.5,), overlap=-0.1), r"experts\.overlap is -0\.1"),
         (partial(ExpertsConfig, (0.5,), weights=("simple",) * 3), r"experts\.weights"),
-        (partial(ExpertsConfig, (0.5,), steps=(3, 0)), "at least 1"),
         (partial(ExpertsConfig, weights=("simple",)), "without experts.boundaries"),
         (partial(with_experts, CONFIGS["digits_classifier"], 0.5), "task is classify"),
         (partial(with_experts, CONFIGS["cifar10_edm"], 0.5), r"diffusion\.density"),

@@ -32,7 +32,7 @@ from diffjax.networks.vq import VQConfig, vq_autoencoder
 from diffjax.pretrained import save_model
 from diffjax.training import make_mesh
 from latent_space import copy_autoencoder, load_latent_space, prepare_latents
-from loop import claim_workdir, in_rounds, in_turn, last_begun
+from loop import claim_workdir, in_turn
 from runs import image_shape, load_run, make_network
 
 MESH = make_mesh()
@@ -175,16 +175,9 @@ def test_a_discriminator_joins_at_its_step():
 def test_steps_are_taken_in_turn_also_by_a_run_that_goes_on():
     state = lambda n: type("State", (), {"step": n})
     steps = {0: lambda *_: "plain", 3: lambda *_: "both"}
-    step = in_turn(steps, last_begun(steps))
+    step = in_turn(steps)
     assert [step(state(n), None, None) for n in range(5)] == ["plain"] * 3 + ["both"] * 2
-    assert in_turn(steps, last_begun(steps))(state(9), None, None) == "both"
-    rounds = in_turn({0: steps[0], 1: steps[3]}, in_rounds([2, 1]))
-    assert [rounds(state(n), None, None) for n in range(4, 8)] == [
-        "plain",
-        "both",
-        "plain",
-        "plain",
-    ]
+    assert in_turn(steps)(state(9), None, None) == "both"
 
 
 def test_a_task_and_its_parts_belong_together():

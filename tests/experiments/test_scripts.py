@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -124,9 +123,9 @@ def test_a_killed_and_resumed_run_ends_like_one_that_was_not(workdir, tmp_path):
     assert [line["loss"] for line in new][-2:] == [line["loss"] for line in old][-2:]
 
 
-def test_experts_are_trained_in_turn_and_sampled_from(tmp_path):
+def test_experts_are_trained_together_and_sampled_from(tmp_path):
     words = ["digits", "--workdir", tmp_path, *TINY, "--ema-decay", 0,
-             "--experts.boundaries", 0.5, "--experts.steps", 2, 1]  # fmt: skip
+             "--experts.boundaries", 0.5, "--experts.overlap", 0.1]  # fmt: skip
 
     def trained(num_steps):
         # once there is a checkpoint, the run goes on
@@ -134,15 +133,8 @@ def test_experts_are_trained_in_turn_and_sampled_from(tmp_path):
         assert status == 0, err
         return load_run(tmp_path, make_mesh()).params
 
-    seen = [trained(num_steps) for num_steps in (1, 2, 3)]
-    moved = [
-        [same_everywhere(before[part], after[part]) for part in "01"]
-        for before, after in pairwise(seen)
-    ]
-    # the second step is of the part at the data, the third of the one at the noise, which stood
-    # still until then
-    assert moved[0] == [False, True]
-    assert moved[1][1] is False
+    first, second = (trained(num_steps) for num_steps in (1, 2))
+    assert not any(same_everywhere(first[part], second[part]) for part in "01")
     images, _ = sampled(tmp_path, "experts", "--num-samples", 8)
     assert images.shape == (8, 8, 8, 1)
 
