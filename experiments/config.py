@@ -78,6 +78,8 @@ class ExpertsConfig:
     single network"""
     overlap: float = 0.0
     """how far beyond its part of the times each is trained"""
+    every: tuple[int, ...] = ()
+    """each learns from one sample in so many of a batch, the one at the data first; by default 1"""
     weights: tuple[str, ...] = ()
     """loss weight of each, the one at the data first; by default that of diffusion"""
 
@@ -89,16 +91,15 @@ class ExpertsConfig:
             )
         if not 0.0 <= self.overlap <= 1.0:
             raise ValueError(f"experts.overlap is {self.overlap}; it must be between 0 and 1.")
-        if self.weights and not self.boundaries:
-            raise ValueError(
-                f"experts.weights are {self.weights}, but without experts.boundaries there is one "
-                "network; give both, or diffusion.weight."
-            )
-        if len(self.weights) not in (0, len(ends) - 1):
-            raise ValueError(
-                f"experts.weights are {self.weights}, but {len(self.boundaries)} boundaries part "
-                f"{len(ends) - 1} networks; needed is one for each, or none."
-            )
+        for name in ("every", "weights"):
+            given = getattr(self, name)
+            if given and (not self.boundaries or len(given) != len(ends) - 1):
+                raise ValueError(
+                    f"experts.{name} is {given}; needed is one for each of the networks that "
+                    f"experts.boundaries part, which are {self.boundaries}, or none."
+                )
+        if any(every < 1 for every in self.every):
+            raise ValueError(f"experts.every is {self.every}; one sample in so many, from 1.")
 
 
 @dataclass(frozen=True)

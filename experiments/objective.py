@@ -28,7 +28,8 @@ def make_loss(config: Config, apply: Callable[..., Array]) -> losses.Loss:
     def of_expert(i: int) -> losses.Loss:
         diffusion = dataclasses.replace(config.diffusion, weight=weights[i])
         own = dataclasses.replace(config, diffusion=diffusion)
-        return make_part_loss(own, partial(apply, part=i), parts[i])
+        loss = make_part_loss(own, partial(apply, part=i), parts[i])
+        return losses.thinned(loss, config.experts.every[i] if config.experts.every else 1)
 
     return losses.total([of_expert(i) for i in range(len(parts))])
 

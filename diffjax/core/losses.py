@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from diffjax.core.keys import BatchKeys
@@ -88,6 +89,7 @@ __all__ = [
     "snr_plus_one",
     "split_batch",
     "stratified",
+    "thinned",
     "total",
     "truncated_snr",
     "uniform",
@@ -133,7 +135,6 @@ def diffusion_loss(
         call, the network's output has another shape than x0.
       KeyError: in a call, the batch holds no "x0".
 
-    >>> import jax.numpy as jnp
     >>> from diffjax.core.schedules import linear_betas
     >>> loss = diffusion_loss(lambda params, x, t, keys: params * x, linear_betas())
     >>> loss(0.0, {"x0": jnp.zeros((4, 8, 8, 1))}, jax.random.key(0))[0].shape
@@ -237,7 +238,6 @@ def total(losses: Sequence[Loss]) -> Loss:
     Each moves the parameters that it alone depends on, such as those of one expert, as it would
     without the others. Metrics get the number of their loss: "mse_0", "mse_1".
 
-    >>> import jax.numpy as jnp
     >>> of = lambda name: lambda params, batch, keys: (batch["x0"] * params[name], {})
     >>> loss = total([of("a"), of("b")])
     >>> loss({"a": 1.0, "b": 10.0}, {"x0": jnp.ones(2)}, jax.random.key(0))[0].tolist()
@@ -255,6 +255,35 @@ def total(losses: Sequence[Loss]) -> Loss:
         return value, metrics
 
     return of_all
+
+
+def thinned(loss: Loss, every: int) -> Loss:
+    """A loss of one sample in `every` alone, at that share of the cost.
+
+    Each value stands for the samples that are left out behind it, so that there are as many, and
+    their mean is that of the samples that are seen. A device's part of the batch must be a multiple
+    of `every`.
+
+    Raises:
+      ValueError: every < 1; in a call, it does not divide the batch.
+
+    >>> loss = thinned(lambda params, batch, keys: (batch["x0"], {}), 2)
+    >>> loss(None, {"x0": jnp.arange(4.0)}, jax.random.key(0))[0].tolist()
+    [0.0, 0.0, 2.0, 2.0]
+    """
+    if every < 1:
+        raise ValueError(f"every is {every}; one sample in so many is seen, so that it is from 1.")
+
+    def of_some(params, batch, keys):
+        x0 = split_batch(batch)[0]
+        if len(x0) % every:
+            raise ValueError(f"A batch of {len(x0)} samples cannot be thinned to one in {every}.")
+        given = as_batch_keys(keys, x0)
+        few = given._replace(index=given.index[::every] // every, size=given.size // every)
+        seen = loss(params, jax.tree.map(lambda array: array[::every], dict(batch)), few)
+        return jax.tree.map(lambda values: jnp.repeat(values, every), seen)
+
+    return of_some
 
 
 def split_batch(batch: Batch) -> tuple[Array, dict[str, Array]]:
