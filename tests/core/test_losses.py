@@ -8,8 +8,8 @@ import pytest
 from diffjax.core import parameterizations, schedules
 from diffjax.core.keys import batch_keys
 from diffjax.core.loss_weights import WEIGHTS
-from diffjax.core.losses import diffusion_loss, hybrid_loss
-from diffjax.core.noising import noise_batch
+from diffjax.core.losses import diffusion_loss, hybrid_loss, thinned, total
+from diffjax.core.noising import TIME_SAMPLERS, noise_batch
 from diffjax.core.parameterizations import PARAMETERIZATIONS, check_level
 from diffjax.core.schedules import cosine, linear, linear_betas
 
@@ -142,6 +142,36 @@ def echo(params, x, t, keys):
 def test_errors_say_what_a_loss_needs(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_losses_are_added_with_noise_and_times_of_their_own():
+    one = diffusion_loss(lambda params, x, t, keys: params * x, TABLE)
+    values, metrics = total([one, one])(0.5, {"x0": DATA}, KEY)
+    alone = [one(0.5, {"x0": DATA}, jax.random.fold_in(KEY, i))[0] for i in range(2)]
+    np.testing.assert_allclose(values, sum(alone), rtol=1e-6)
+    np.testing.assert_allclose([metrics["mse_0"], metrics["mse_1"]], alone, rtol=1e-6)
+    assert not np.allclose(*alone)
+
+
+@pytest.mark.parametrize("times", TIME_SAMPLERS.values(), ids=TIME_SAMPLERS)
+def test_a_thinned_loss_is_that_of_a_smaller_batch_however_many_devices_hold_it(times):
+    loss = diffusion_loss(lambda params, x, t, keys, c: params * x + c, TABLE, times=times)
+    told = jnp.arange(8.0).reshape(8, 1, 1, 1)
+    keys = batch_keys(KEY, 8)
+
+    def of(loss, part, keys):
+        return loss(0.5, {"x0": DATA[part], "c": told[part]}, keys)[0]
+
+    few = of(loss, np.s_[::2], batch_keys(KEY, 4))
+    whole = of(thinned(loss, 2), np.s_[:], keys)
+    np.testing.assert_allclose(whole, np.repeat(few, 2), rtol=1e-6)
+    halves = [of(thinned(loss, 2), part, keys._replace(index=keys.index[part]))
+              for part in (np.s_[:4], np.s_[4:])]  # fmt: skip
+    np.testing.assert_allclose(np.concatenate(halves), whole, rtol=1e-6)
+    with pytest.raises(ValueError, match="8 samples cannot be thinned to one in 3"):
+        of(thinned(loss, 3), np.s_[:], keys)
+    with pytest.raises(ValueError, match="every is 0"):
+        thinned(loss, 0)
 
 
 def test_a_part_of_a_batch_may_be_empty():
