@@ -40,7 +40,7 @@ def make_schedule(config: DiffusionConfig, params: Any = None) -> Schedule:
       params: of a run (`runs.make_network`), for a schedule that is learned; without them it is
         the one from which learning starts.
     """
-    schedule = named_schedule(config)
+    schedule: Any = named_schedule(config)
     if config.zero_terminal_snr:
         schedule = dj.zero_terminal_snr(schedule)
     if params is not None and isinstance(schedule, LearnedLogsnr):
