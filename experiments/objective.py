@@ -24,12 +24,12 @@ def make_loss(config: Config, apply: Callable[..., Array]) -> losses.Loss:
     if len(parts) == 1:
         return make_part_loss(config, apply)
     weights = config.experts.weights or (config.diffusion.weight,) * len(parts)
+    every = config.experts.every or (1,) * len(parts)
 
     def of_expert(i: int) -> losses.Loss:
         diffusion = dataclasses.replace(config.diffusion, weight=weights[i])
         own = dataclasses.replace(config, diffusion=diffusion)
-        loss = make_part_loss(own, partial(apply, part=i), parts[i])
-        return losses.thinned(loss, config.experts.every[i] if config.experts.every else 1)
+        return losses.thinned(make_part_loss(own, partial(apply, part=i), parts[i]), every[i])
 
     return losses.total([of_expert(i) for i in range(len(parts))])
 

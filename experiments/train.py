@@ -118,13 +118,11 @@ def open_batches(
 def make_losses(
     config: Config, network: Functional, space: LatentSpace | None = None
 ) -> dict[int, Loss]:
-    """The losses of a run by the steps from which they hold."""
+    """The losses of a configuration, by the number of steps behind which each begins."""
     if config.autoencoding is not None:
         return autoencoder_losses(config.autoencoding)
     loss = make_loss(config, network.apply)
-    if space is not None:
-        loss = latent_loss(loss, shift=space.shift, scale=space.scale)
-    return {0: loss}
+    return {0: loss if space is None else latent_loss(loss, shift=space.shift, scale=space.scale)}
 
 
 def train(
