@@ -53,7 +53,7 @@ def make_frozen_step(
     >>> from diffjax.training.state import init_train_state
     >>> miss = lambda params, batch, keys: ((params["a"] + params["b"] - batch["x0"]) ** 2, {})
     >>> step = jax.jit(make_frozen_step(miss, optax.sgd(0.5)))
-    >>> state = init_train_state({"a": jnp.array(0.0)}, optax.sgd(0.5), ema_decay=())
+    >>> state = init_train_state({"a": jnp.zeros(())}, optax.sgd(0.5), ema_decay=())
     >>> state, _ = step(state, {"b": jnp.array(2.0)}, {"x0": jnp.array([5.0])}, jax.random.key(0))
     >>> state.params
     {'a': Array(3., dtype=float32)}

@@ -52,5 +52,22 @@ def init_train_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema=init_ema(params, ema_decay),
-        opt_state=optimizer.init(params),
+        opt_state=_unshared(optimizer.init(params), params),
     )
+
+
+def _unshared(tree: Any, params: Any) -> Any:
+    """The tree with copies of arrays that are among params, or twice in it.
+
+    Some optimizers start so (Prodigy keeps the initial parameters), and a step can donate no array
+    twice.
+    """
+    taken = {id(leaf) for leaf in jax.tree.leaves(params)}
+
+    def own(leaf: Any) -> Any:
+        if isinstance(leaf, Array) and id(leaf) in taken:
+            return jnp.array(leaf, copy=True)
+        taken.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(own, tree)

@@ -12,6 +12,7 @@ mapped by `pmap`, or cut into accumulated microbatches gives the same numbers to
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from diffjax.training.state import TrainState
 Batch = dict[str, Any]
 Metrics = dict[str, Array]
 Loss = Callable[[Any, Batch, BatchKeys], tuple[Array, Metrics]]
+Apply = Callable[[TrainState, Any], TrainState]
 TrainStep = Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]
 
 # up to this many microbatches are written out one after the other on the CPU
@@ -90,16 +92,30 @@ def make_train_step(
         if axis_name is not None:
             grads, metrics = lax.pmean((grads, metrics), axis_name)
         metrics["grad_norm"] = optax.global_norm(grads).astype(jnp.float32)
-        updated = _apply_gradients(state, grads, optimizer, ema_warmup)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        apply = partial(_apply_gradients, optimizer=optimizer, ema_warmup=ema_warmup)
+        # on the CPU, a selection first copies the old state
+        kept = lax.platform_dependent(
+            state, grads,
+            cpu=partial(_branch, finite, apply), default=partial(_select, finite, apply),
+        )  # fmt: skip
         return TrainState(state.step + 1, kept.params, kept.ema, kept.opt_state), metrics
 
     return step
 
 
+def _select(finite: Array, apply: Apply, state: TrainState, grads: Any) -> TrainState:
+    """The state that `apply` makes of the gradients if they are finite, else the one given."""
+    return jax.tree.map(partial(jnp.where, finite), apply(state, grads), state)
+
+
+def _branch(finite: Array, apply: Apply, state: TrainState, grads: Any) -> TrainState:
+    """The same by a branch: a GPU would ask the host which one to take."""
+    return lax.cond(finite, apply, lambda state, grads: state, state, grads)
+
+
 def _apply_gradients(
-    state: TrainState, grads: Any, optimizer: optax.GradientTransformation, ema_warmup: bool
+    state: TrainState, grads: Any, *, optimizer: optax.GradientTransformation, ema_warmup: bool
 ) -> TrainState:
     cast = lambda grad, param: grad.astype(param.dtype)
     grads = jax.tree.map(cast, grads, state.params)

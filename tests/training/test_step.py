@@ -13,7 +13,7 @@ import tiny_problem as tiny
 
 from diffjax.core.keys import batch_keys
 from diffjax.training.state import init_train_state
-from diffjax.training.step import make_train_step
+from diffjax.training.step import _apply_gradients, _branch, _select, make_train_step
 
 KEY = jax.random.key(7)
 DECAYS = (0.0, 0.9)
@@ -128,6 +128,33 @@ def test_a_step_that_is_not_finite_changes_only_the_counter(value):
     chex.assert_trees_all_equal(
         (after.params, after.ema, after.opt_state), (before.params, before.ema, before.opt_state)
     )
+
+
+@pytest.mark.parametrize("optimizer", [optax.contrib.prodigy(), optax.lbfgs(0.1, linesearch=None)])
+def test_a_state_can_be_donated_whatever_its_optimizer_shares(optimizer):
+    params = {"w": jnp.ones(3)}
+    loss = lambda params, batch, keys: (batch["x0"] * jnp.sum(params["w"] ** 2), {})
+    step = make_train_step(loss, optimizer, ema_decay=0.9)
+    donating = jax.jit(step, donate_argnums=0)
+    plain = donated = init_train_state(params, optimizer, ema_decay=0.9)
+    for _ in range(3):
+        plain, _ = jax.jit(step)(plain, {"x0": jnp.ones(2)}, KEY)
+    for _ in range(3):
+        donated, _ = donating(donated, {"x0": jnp.ones(2)}, KEY)
+    chex.assert_trees_all_close(donated, plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_branch_keeps_the_state_that_a_selection_keeps(finite):
+    state = tiny.new_state()
+    grads = jax.tree.map(lambda leaf: 0.1 * leaf, state.params)
+    apply = functools.partial(_apply_gradients, optimizer=SGD, ema_warmup=True)
+    kept = [
+        jax.jit(keep, static_argnums=1)(finite, apply, state, grads) for keep in (_select, _branch)
+    ]
+    chex.assert_trees_all_equal(*kept)
+    moved = apply(state, grads) if finite else state
+    chex.assert_trees_all_close(kept[0], moved, rtol=1e-6)
 
 
 def test_what_the_step_cannot_use_is_refused_by_name():
